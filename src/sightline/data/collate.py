@@ -1,0 +1,102 @@
+"""The samples of a pack -> one packed sequence with its pixels; batches prepared ahead by worker processes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from sightline.data.index import Dataset
+from sightline.data.plan import Pack
+from sightline.errors import DataError
+from sightline.types import IGNORE, Encoded
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One packed sequence; attention never crosses a sample border."""
+
+    input_ids: torch.Tensor
+    """int64 [1, T]"""
+    position_ids: torch.Tensor
+    """int64 [1, T], starting again at 0 with each sample"""
+    sample_lengths: tuple[int, ...]
+    """Tokens of each sample; their sum is T."""
+    predict_at: torch.Tensor
+    """int64 [M]: the positions whose next token is a target"""
+    target_ids: torch.Tensor
+    """int64 [M]: those targets"""
+    pixel_values: torch.Tensor
+    """float32 [I, 3, H, W], in the order of the image tokens"""
+
+    @property
+    def num_targets(self) -> int:
+        return len(self.target_ids)
+
+    @property
+    def num_tokens(self) -> int:
+        return self.input_ids.shape[1]
+
+    def to(self, device: torch.device) -> Batch:
+        moved = {name: value.to(device, non_blocking=True) for name, value in vars(self).items()
+                 if isinstance(value, torch.Tensor)}
+        return Batch(sample_lengths=self.sample_lengths, **moved)
+
+
+def collate(encoded: Sequence[Encoded], pixel_values: torch.Tensor | None, stand_in: Encoded, grey: torch.Tensor) -> Batch:
+    """Put samples behind one another.
+
+    A pack without an image gets a stand-in sample of one grey image and no target, so that the vision tower and the
+    projector take part in every backward pass on every rank; it leaves the loss and all other gradients as they are.
+    """
+    if pixel_values is None:
+        encoded, pixel_values = [*encoded, stand_in], grey
+    lengths = tuple(len(sample.ids) for sample in encoded)
+    labels = np.concatenate([np.append(sample.labels[1:], IGNORE) for sample in encoded])
+    at = np.flatnonzero(labels != IGNORE)
+    return Batch(
+        input_ids=torch.from_numpy(np.concatenate([sample.ids for sample in encoded]))[None],
+        position_ids=torch.from_numpy(np.concatenate([np.arange(length) for length in lengths]))[None],
+        sample_lengths=lengths,
+        predict_at=torch.from_numpy(at),
+        target_ids=torch.from_numpy(labels[at]),
+        pixel_values=pixel_values,
+    )
+
+
+@dataclass(frozen=True)
+class PackReader(torch.utils.data.Dataset[Batch | DataError]):
+    """Reads, encodes and collates a pack; what a worker process runs."""
+
+    dataset: Dataset
+
+    def __getitem__(self, pack: Pack) -> Batch | DataError:
+        prompter = self.dataset.prompter
+        try:
+            encoded = [self.dataset.encode(sample) for sample in pack]
+            images = [image for sample in encoded for image in sample.images]
+            pixels = prompter.pixels(images) if images else None
+        except DataError as error:
+            # Handed over as a value: raised in a worker it would arrive wrapped in a traceback.
+            return error
+        ids = np.full(prompter.tokens_per_image, prompter.image_token_id, dtype=np.int64)
+        return collate(encoded, pixels, Encoded(ids, np.full_like(ids, IGNORE), ()), prompter.grey_pixels())
+
+
+def batches(dataset: Dataset, packs: Iterable[Pack], *, workers: int) -> Iterator[Batch]:
+    """The batches of these packs in order, prepared ahead by `workers` processes (0: in this one)."""
+    loader: DataLoader[Any] = DataLoader(
+        PackReader(dataset),
+        sampler=packs,
+        batch_size=None,
+        num_workers=workers,
+        prefetch_factor=4 if workers else None,
+    )
+    for batch in loader:
+        if isinstance(batch, DataError):
+            raise DataError(f"{batch} (it was in order when the run began)")
+        yield batch

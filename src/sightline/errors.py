@@ -1,0 +1,38 @@
+"""What a person can mend, and where.
+
+    UserError               ends in one line and exit code 2; everything else is a bug (traceback, exit code 1)
+      RecipeError           a recipe or an override: file, dotted key, nearest valid key
+      DataError             a data file, a row, an image: file and row number
+      ModelError            a model folder: what is missing or does not fit
+      CheckpointError       a checkpoint of a run: what differs, what is cut
+      MissingExtra          an optional package: the command that installs it
+"""
+
+from __future__ import annotations
+
+
+class UserError(Exception):
+    """Something is wrong that the user can put right; the message says what, where and how."""
+
+
+class RecipeError(UserError):
+    """One or more errors of a recipe, a line each."""
+
+
+class DataError(UserError):
+    """A data file, a row of it or an image cannot be used as it is."""
+
+
+class ModelError(UserError):
+    """A folder is not a model that Sightline knows, or its parts do not fit together."""
+
+
+class CheckpointError(UserError):
+    """A checkpoint cannot be written, is damaged, or belongs to another run."""
+
+
+class MissingExtra(UserError):
+    """An optional dependency is needed for what was asked."""
+
+    def __init__(self, package: str, extra: str, purpose: str) -> None:
+        super().__init__(f"{purpose} needs the package {package!r}: pip install 'sightline[{extra}]'")

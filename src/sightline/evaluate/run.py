@@ -1,0 +1,157 @@
+"""Questions -> answers, in batches, kept in a folder from which a run that was cut off goes on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from sightline.errors import UserError
+from sightline.evaluate.save import save_json
+from sightline.evaluate.task import Question
+from sightline.runtime import console, versions
+from sightline.types import ImageRef
+
+if TYPE_CHECKING:
+    from sightline.model.load import VLM
+
+BATCHES_BETWEEN_SAVES = 4
+"""A kill loses at most this many batches of answers."""
+
+
+def answer(
+    vlm: VLM,
+    questions: Sequence[Question],
+    *,
+    batch_size: int,
+    max_new_tokens: int,
+    stop: Sequence[str] = (),
+    folder: Path | None = None,
+) -> list[str]:
+    """The model's greedy answers, in the order of the questions, without blanks around them.
+
+    With a folder, answers are appended to its `answers.jsonl` as they come, and those already there are not asked for
+    again; the caller sees to it that they are of the same model and questions (`start_folder`).
+    """
+    from sightline.model.generate import replies
+
+    file = folder / "answers.jsonl" if folder is not None else None
+    answers = _answered(file, questions) if file is not None else []
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    times = (TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, *times, console=console, disable=not console.is_terminal) as progress:
+        bar = progress.add_task("Answering", total=len(questions), completed=len(answers))
+        while len(answers) < len(questions):
+            part = questions[len(answers) : len(answers) + batch_size * BATCHES_BETWEEN_SAVES]
+            texts = replies(
+                vlm,
+                [question.messages for question in part],
+                max_new_tokens=max_new_tokens,
+                batch_size=batch_size,
+                stop=stop,
+                on_done=lambda number: progress.advance(bar, number),
+            )
+            new = [text.strip() for text in texts]
+            if file is not None:
+                _append(file, part, new, start=len(answers))
+            answers += new
+            progress.update(bar, completed=len(answers))
+    return answers
+
+
+def start_folder(work_dir: str | Path, settings: Mapping[str, object], fingerprint: str, *, last_file: str) -> Path:
+    """The folder of this run below `work_dir`, named by the time, with `args.json` in it.
+
+    A folder of the same fingerprint that was begun and never got its `last_file` is taken up again.
+    """
+    work_dir = Path(work_dir)
+    for args in sorted(work_dir.glob("*/args.json"), reverse=True):
+        if not (args.parent / last_file).exists() and _read_fingerprint(args) == fingerprint:
+            return args.parent
+    stamp = time.strftime("%Y%m%d_%H%M%S")
+    folder = work_dir / stamp
+    try:
+        work_dir.mkdir(parents=True, exist_ok=True)
+        for number in range(2, 1000):
+            try:
+                folder.mkdir()
+                break
+            except FileExistsError:
+                folder = work_dir / f"{stamp}_{number}"
+    except OSError as error:
+        raise UserError(f"cannot make a folder for the results in {work_dir} ({error.strerror})") from error
+    save_json(folder / "args.json", {**settings, "fingerprint": fingerprint, "versions": versions()})
+    return folder
+
+
+def fingerprint_of(vlm: VLM, questions: Sequence[Question], settings: Mapping[str, object]) -> str:
+    """Changes when an answer may have changed: with the weights, the template, the questions or a setting.
+
+    Images count by their bytes or, where they are files, by their paths. Of each weight the first 256 numbers are
+    looked at; an optimiser's step changes them all.
+    """
+    import torch
+
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
+    digest.update(repr(vlm.prompter.template).encode())
+    for name, weight in vlm.model.named_parameters():
+        digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode())
+        if weight.device.type != "meta":
+            head = weight.detach().reshape(-1)[:256]
+            digest.update(head.to("cpu", torch.float32).numpy().tobytes())
+    for question in questions:
+        digest.update(json.dumps([question.id, question.truth]).encode())
+        for message in question.messages:
+            for part in message.content:
+                if isinstance(part, ImageRef):
+                    source = part.source if isinstance(part.source, bytes) else f"{part.folder}/{part.source}".encode()
+                    digest.update(hashlib.sha256(source).digest())
+                else:
+                    digest.update(f"{message.role}: {part.text}".encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()[:16]
+
+
+def _answered(file: Path, questions: Sequence[Question]) -> list[str]:
+    """The answers that are there already; a last line that a kill cut in half is removed from the file."""
+    if not file.exists():
+        return []
+    answers: list[str] = []
+    good = 0
+    for line in file.read_bytes().splitlines(keepends=True):
+        try:
+            entry = json.loads(line) if line.endswith(b"\n") else None
+        except ValueError:
+            entry = None
+        number = len(answers)
+        if entry is None or number >= len(questions) or (entry["n"], entry["id"]) != (number, questions[number].id):
+            break
+        answers.append(entry["answer"])
+        good += len(line)
+    os.truncate(file, good)
+    return answers
+
+
+def _append(file: Path, questions: Sequence[Question], answers: Sequence[str], *, start: int) -> None:
+    entries = [
+        {"n": number, "id": question.id, "answer": text}
+        for number, (question, text) in enumerate(zip(questions, answers, strict=True), start)
+    ]
+    try:
+        with file.open("a", encoding="utf-8") as out:
+            out.writelines(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries)
+    except OSError as error:
+        raise UserError(f"cannot write {file} ({error.strerror})") from error
+
+
+def _read_fingerprint(args: Path) -> object:
+    try:
+        settings = json.loads(args.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return settings.get("fingerprint") if isinstance(settings, dict) else None

@@ -1,0 +1,180 @@
+"""A language model and a vision tower by their names -> one vision-language model with a new projector between them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from transformers import (
+    AddedToken,
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    PreTrainedModel,
+)
+from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
+from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
+
+from sightline.errors import ModelError
+from sightline.model.load import VLM, load, load_parts, quiet, reading, tokens_per_image
+from sightline.prompt.prompter import Prompter, template_named
+from sightline.recipe import ModelRecipe
+from sightline.runtime import console
+from sightline.types import IMAGE
+
+PAD = "<pad>"
+
+PROJECTOR = ("linear_1.weight", "linear_1.bias", "linear_2.weight", "linear_2.bias")
+
+
+def make_prompter(spec: ModelRecipe) -> Prompter:
+    """The prompter of a recipe's model, without loading a weight: the data is checked with it first."""
+    if spec.from_model is not None:
+        config, tokenizer, image_processor = load_parts(spec.from_model)
+        vision, tokens = config.vision_config, tokens_per_image(config)
+    else:
+        assert spec.llm is not None and spec.vision_tower is not None
+        vision = _vision_config(spec.vision_tower)
+        tokens = (vision.image_size // vision.patch_size) ** 2
+        with reading(spec.llm), quiet():
+            tokenizer = AutoTokenizer.from_pretrained(spec.llm)
+        with reading(spec.vision_tower), quiet():
+            image_processor = AutoImageProcessor.from_pretrained(spec.vision_tower, backend="pil")
+    _add_tokens(tokenizer)
+    return Prompter(
+        tokenizer=tokenizer,
+        template=template_named(spec.template),
+        image_processor=_square(image_processor, vision.image_size, pad=spec.image_aspect_ratio == "pad"),
+        tokens_per_image=tokens,
+    )
+
+
+def assemble(spec: ModelRecipe, prompter: Prompter) -> VLM:
+    """Load the parts in the number format that their files have, and put them together on the CPU.
+
+    The projector is new (drawn from torch's generator) unless `projector_from` names one. Raises ModelError for a folder
+    that is no model, a vision tower that is not CLIP, or a projector of other shapes.
+    """
+    if spec.from_model is not None:
+        vlm = VLM(load(spec.from_model, device="cpu", dtype="auto", template=spec.template).model, prompter)
+    else:
+        vlm = VLM(_join(spec, prompter), prompter)
+    if spec.projector_from is not None:
+        load_projector(vlm.model, spec.projector_from)
+    return vlm
+
+
+def load_projector(model: LlavaForConditionalGeneration, source: str) -> None:
+    """Replace the projector by that of an earlier run, a checkpoint or a model folder, and say what was loaded."""
+    file, names = _find_projector(Path(source))
+    projector = model.model.multi_modal_projector
+    with safe_open(file, framework="pt") as tensors:
+        state = {short: tensors.get_tensor(name) for short, name in names.items()}
+    own = projector.state_dict()
+    wrong = [f"{name} is {list(state[name].shape)}, not {list(own[name].shape)}"
+             for name in PROJECTOR if state[name].shape != own[name].shape]
+    if wrong:
+        raise ModelError(f"the projector of {source} does not fit this language model and vision tower: {'; '.join(wrong)}")
+    projector.load_state_dict(state)
+    console.print(f"projector: {len(state)} tensors from {file}")
+
+
+def _find_projector(source: Path) -> tuple[Path, dict[str, str]]:
+    if not source.exists():
+        raise ModelError(f"model.projector_from: no folder {source}; train the first stage, or name another one")
+    # A run holds its exported model in `hf`.
+    for folder in (source, source / "hf"):
+        for file in sorted(folder.glob("*.safetensors")):
+            with safe_open(file, framework="pt") as tensors:
+                names = {name.split("multi_modal_projector.")[-1]: name for name in tensors.keys()  # noqa: SIM118
+                         if "multi_modal_projector." in name}
+            if set(PROJECTOR) <= names.keys():
+                return file, {short: names[short] for short in PROJECTOR}
+    raise ModelError(f"model.projector_from: {source} holds no projector (multi_modal_projector.* in a .safetensors file)")
+
+
+def _join(spec: ModelRecipe, prompter: Prompter) -> LlavaForConditionalGeneration:
+    assert spec.llm is not None and spec.vision_tower is not None
+    with reading(spec.llm), quiet():
+        llm = AutoModelForCausalLM.from_pretrained(spec.llm)
+    with reading(spec.vision_tower), quiet():
+        tower = CLIPVisionModel.from_pretrained(spec.vision_tower)
+    make_room(llm, len(prompter.tokenizer))
+    config = LlavaConfig(
+        vision_config=tower.config.to_dict(),
+        text_config=llm.config.to_dict(),
+        image_token_index=prompter.image_token_id,
+        image_seq_length=prompter.tokens_per_image,
+        vision_feature_layer=spec.vision_feature_layer,
+        vision_feature_select_strategy="default",
+        tie_word_embeddings=llm.config.tie_word_embeddings,
+        pad_token_id=prompter.pad_token_id,
+    )
+    projector = LlavaMultiModalProjector(config)
+    with torch.device("meta"):
+        model = LlavaForConditionalGeneration(config)
+    model.model.language_model = llm.base_model
+    model.model.vision_tower = tower
+    model.model.multi_modal_projector = projector
+    model.lm_head = llm.get_output_embeddings()
+    model.generation_config = llm.generation_config
+    model.generation_config.pad_token_id = prompter.pad_token_id
+    # The parts keep configurations of their own otherwise, and switching the attention would miss them.
+    llm.base_model.config = config.text_config
+    tower.config = config.vision_config
+    for module in llm.base_model.modules():
+        if hasattr(module, "config"):
+            module.config = config.text_config
+    for module in tower.modules():
+        if hasattr(module, "config"):
+            module.config = config.vision_config
+    return model.eval()
+
+
+def make_room(llm: PreTrainedModel, vocabulary: int) -> None:
+    """Give the embeddings at least `vocabulary` rows (a multiple of 64); new rows are the mean of the old ones."""
+    old = llm.get_input_embeddings().weight.shape[0]
+    if vocabulary <= old:
+        return
+    llm.resize_token_embeddings(vocabulary, pad_to_multiple_of=64, mean_resizing=False)
+    for layer in (llm.get_input_embeddings(), llm.get_output_embeddings()):
+        with torch.no_grad():
+            layer.weight[old:] = layer.weight[:old].float().mean(0).to(layer.weight.dtype)
+
+
+def _add_tokens(tokenizer: Any) -> None:
+    tokenizer.add_tokens([AddedToken(IMAGE, special=True, normalized=False)], special_tokens=True)
+    if tokenizer.pad_token is None:
+        tokenizer.add_special_tokens({"pad_token": AddedToken(PAD, special=True, normalized=False)})
+
+
+def _vision_config(name: str) -> CLIPVisionConfig:
+    with reading(name):
+        config = AutoConfig.from_pretrained(name)
+    vision = getattr(config, "vision_config", config)
+    if not isinstance(vision, CLIPVisionConfig):
+        raise ModelError(f"model.vision_tower: {name} is {config.model_type!r}, not a CLIP vision model")
+    return vision
+
+
+def _square(processor: Any, size: int, *, pad: bool) -> Any:
+    """The tower's own processor (shorter side resized, centre kept), or one that pads to a square before."""
+    side = {"height": size, "width": size}
+    if not pad:
+        processor.size, processor.crop_size = {"shortest_edge": size}, side
+        return processor
+    return LlavaImageProcessorPil(
+        do_pad=True,
+        size={"shortest_edge": size},
+        crop_size=side,
+        resample=processor.resample,
+        image_mean=list(processor.image_mean),
+        image_std=list(processor.image_std),
+    )

@@ -1,0 +1,99 @@
+"""Attention inside a packed sequence: each sample sees itself and nothing of its neighbours.
+
+Registered through transformers' attention interface, so any causal language model of transformers can use it. On GPUs it
+is torch's variable-length flash attention; elsewhere one causal call per sample, which needs no mask either.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, PreTrainedModel
+from transformers.masking_utils import AttentionMaskInterface
+
+from sightline.errors import ModelError
+
+NAME = "sightline_packed"
+
+
+@contextmanager
+def packed_attention(model: PreTrainedModel) -> Iterator[None]:
+    """Let the language model of a vision-language model attend within samples; put its own attention back after.
+
+    Inside, `forward` takes `sample_lengths` (ints that add up to the sequence) as a keyword.
+    """
+    AttentionInterface.register(NAME, _attend)
+    AttentionMaskInterface.register(NAME, _no_mask)
+    before = model.config.text_config._attn_implementation
+    model.set_attn_implementation({"text_config": NAME})
+    try:
+        yield
+    finally:
+        model.set_attn_implementation({"text_config": before})
+
+
+def _no_mask(*args: Any, **kwargs: Any) -> None:
+    return None
+
+
+def _attend(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    sample_lengths: Sequence[int],
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """query [1, heads, T, d], key and value [1, kv_heads, T, d] -> [1, T, heads, d]."""
+    if kwargs.get("softcap") is not None:
+        raise ModelError("packed attention does not cap its scores (soft-capping, as in Gemma 2)")
+    assert query.shape[0] == 1 and sum(sample_lengths) == query.shape[2], (query.shape, sample_lengths)
+    if query.is_cuda and query.dtype in (torch.float16, torch.bfloat16):
+        return _varlen(query, key, value, sample_lengths, scaling, sliding_window), None
+    pieces = []
+    for q, k, v in zip(*(tensor.split(list(sample_lengths), dim=2) for tensor in (query, key, value)), strict=True):
+        band = _band(q, sliding_window)
+        pieces.append(
+            scaled_dot_product_attention(
+                q, k, v, attn_mask=band, dropout_p=dropout, is_causal=band is None, scale=scaling, enable_gqa=True
+            )
+        )
+    return torch.cat(pieces, dim=2).transpose(1, 2), None
+
+
+def _band(query: torch.Tensor, window: int | None) -> torch.Tensor | None:
+    """bool [T, T]: the last `window` positions up to each one; None where plain causality says the same."""
+    length = query.shape[2]
+    if window is None or length <= window:
+        return None
+    return torch.ones(length, length, dtype=torch.bool, device=query.device).tril().triu(1 - window)
+
+
+def _varlen(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    lengths: Sequence[int],
+    scale: float | None,
+    window: int | None,
+) -> torch.Tensor:
+    from torch.nn.attention.varlen import varlen_attn
+
+    q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+    borders = torch.tensor([0, *lengths]).cumsum(0, dtype=torch.int32).to(query.device, non_blocking=True)
+    longest = max(lengths)
+    before = -1 if window is None else window - 1
+    result = varlen_attn(
+        q, k, v, borders, borders, longest, longest, scale=scale, window_size=(before, 0), enable_gqa=True
+    )
+    assert isinstance(result, torch.Tensor)
+    return result[None]

@@ -1,0 +1,162 @@
+"""A directory or hub id -> a vision-language model with the prompter that belongs to it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    LlavaForConditionalGeneration,
+)
+from transformers.utils import logging as transformers_logging
+
+from sightline.errors import MissingExtra, ModelError
+from sightline.prompt.prompter import Prompter, template_named
+from sightline.prompt.templates import TEMPLATES, Template, render, to_text
+from sightline.runtime import pick_device, pick_dtype
+from sightline.types import Message, Text, ask
+
+
+@dataclass(frozen=True)
+class VLM:
+    """A vision-language model and the one way to speak to it."""
+
+    model: LlavaForConditionalGeneration
+    prompter: Prompter
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+
+def load(
+    path: str | Path,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    template: str | None = None,
+    bits: int | None = None,
+) -> VLM:
+    """Load a Hugging Face LLaVA directory (or hub id); the template is recognised by what its chat template renders.
+
+    Raises ModelError when the folder is none, lacks parts, or its chat template is not a known one and none is named.
+    """
+    config, tokenizer, image_processor = load_parts(path)
+    where = pick_device(device)
+    options: dict[str, Any] = {"dtype": pick_dtype(dtype, where)}
+    if bits is not None:
+        options |= {"quantization_config": _quantized(bits, options["dtype"]), "device_map": {"": where}}
+    with reading(path), quiet():
+        model, report = AutoModelForImageTextToText.from_pretrained(path, output_loading_info=True, **options)
+    wrong = [f"{kind.replace('_', ' ')}: {', '.join(sorted(map(str, report[kind]))[:3])} ..."
+             for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") if report.get(kind)]
+    if wrong:
+        raise ModelError(f"the weights in {path} do not fit its config.json ({'; '.join(wrong)})")
+    if bits is None:
+        model.to(where)
+    prompter = Prompter(
+        tokenizer=tokenizer,
+        template=template_named(template) if template else recognise_template(tokenizer, path),
+        image_processor=image_processor,
+        tokens_per_image=tokens_per_image(config),
+    )
+    return VLM(model.eval(), prompter)
+
+
+def load_parts(path: str | Path) -> tuple[Any, Any, Any]:
+    """Configuration, tokenizer and image processor of a LLaVA directory: all but the weights."""
+    with reading(path), quiet():
+        config = AutoConfig.from_pretrained(path)
+        if config.model_type != "llava":
+            raise ModelError(f"{path} is a {config.model_type!r} model, not a LLaVA model; assemble or convert it first")
+        # The PIL backend everywhere: pixels must not depend on whether torchvision happens to be installed.
+        return config, AutoTokenizer.from_pretrained(path), AutoImageProcessor.from_pretrained(path, backend="pil")
+
+
+def tokens_per_image(config: Any) -> int:
+    """Features of one picture: patches, and the class token where the strategy keeps it."""
+    vision = config.vision_config
+    patches = (vision.image_size // vision.patch_size) ** 2
+    return int(patches + (config.vision_feature_select_strategy == "full" and _has_class_token(vision)))
+
+
+def _has_class_token(vision: Any) -> bool:
+    return vision.model_type.startswith("clip")
+
+
+def recognise_template(tokenizer: Any, path: str | Path) -> Template:
+    """The template that writes the same prompt as the tokenizer's chat template; raises ModelError if none does."""
+    names = ", ".join(TEMPLATES)
+    if not tokenizer.chat_template:
+        raise ModelError(f"{path} has no chat template; name one with --prompt-template ({names})")
+    messages = (ask("a"), Message("assistant", (Text("b"),)), ask("c"))
+    theirs = tokenizer.apply_chat_template(
+        [{"role": message.role, "content": message.text} for message in messages], tokenize=False, add_generation_prompt=True
+    )
+    for template in TEMPLATES.values():
+        ours = render(template, messages, bos=tokenizer.bos_token or "", eos=tokenizer.eos_token or "")
+        if to_text(ours) == theirs:
+            return template
+    raise ModelError(f"the chat template of {path} is none that Sightline knows; name one with --prompt-template ({names})")
+
+
+@contextmanager
+def reading(path: str | Path) -> Iterator[None]:
+    """Turn what transformers says about a folder that is no model into one line."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, json.JSONDecodeError) as error:
+        if Path(path).is_dir() and not (Path(path) / "config.json").is_file():
+            raise ModelError(f"{path} is not a model folder: it has no config.json") from error
+        if not Path(path).exists() and (str(path).startswith((".", "/", "~")) or str(path).count("/") != 1):
+            raise ModelError(f"no model folder {path}") from error
+        raise ModelError(f"cannot load {path}: {_first_line(error)}") from error
+    except Exception as error:
+        if type(error).__name__ != "SafetensorError":
+            raise
+        raise ModelError(f"the weights in {path} are damaged ({error}); copy or convert them again") from error
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without transformers' bar and table of keys: we look at the keys ourselves."""
+    level = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        transformers_logging.enable_progress_bar()
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _quantized(bits: int, dtype: torch.dtype) -> BitsAndBytesConfig:
+    try:
+        import bitsandbytes  # noqa: F401
+    except ImportError as error:
+        raise MissingExtra("bitsandbytes", "quantize", f"--bits {bits}") from error
+    # transformers 5 matches these names from the root: the short ones would quantise the vision tower as well.
+    skipped = ["model.vision_tower", "model.multi_modal_projector", "lm_head"]
+    if bits == 4:
+        return BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
+            llm_int8_skip_modules=skipped,
+        )
+    return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=skipped)

@@ -1,0 +1,155 @@
+"""A vision-language model -> a Hugging Face directory in the hub layout, with every file that other programs read.
+
+transformers 5 by itself writes names that no other program knows (`vision_tower.embeddings.*`), nests the image processor
+and leaves out `special_tokens_map.json`; so the files are written here, in the form of the llava-hf models.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import split_torch_state_dict_into_shards
+from safetensors.torch import save_file
+
+from sightline.errors import CheckpointError
+from sightline.model.load import VLM
+from sightline.prompt.prompter import Prompter
+from sightline.prompt.templates import to_jinja
+from sightline.types import IMAGE
+
+HUB_NAMES = (
+    ("model.language_model.", "language_model.model."),
+    ("lm_head.", "language_model.lm_head."),
+    ("model.vision_tower.", "vision_tower.vision_model."),
+    ("model.multi_modal_projector.", "multi_modal_projector."),
+)
+"""Prefixes in memory (transformers 5) and in the files of the hub."""
+
+
+def save(vlm: VLM, folder: str | Path, *, dtype: torch.dtype | None = None, max_shard_size: str = "5GB") -> Path:
+    """Write the model with its tokenizer, processor and chat template; the folder appears when it is complete.
+
+    `dtype` is that of the floating-point weights (None: as they are in memory). Raises CheckpointError when the disk is
+    full.
+    """
+    state = hub_state(vlm.model.state_dict(), tied=bool(vlm.model.config.tie_word_embeddings), dtype=dtype)
+    with appearing(Path(folder), needs=size_of(state)) as partial:
+        _write_weights(state, partial, max_shard_size)
+        kept = dtype or next(iter(state.values())).dtype
+        _write_json(partial / "config.json", hub_config(vlm.model.config.to_dict(), kept))
+        vlm.model.generation_config.save_pretrained(partial)
+        write_processor(vlm.prompter, vlm.model.config, partial)
+    return Path(folder)
+
+
+def hub_state(
+    state: dict[str, torch.Tensor], *, tied: bool, dtype: torch.dtype | None = None
+) -> dict[str, torch.Tensor]:
+    """Rename tensors from memory to the hub's names; a tied head is left out, it is the embedding."""
+    result = {}
+    for name, tensor in state.items():
+        if tied and name == "lm_head.weight":
+            continue
+        old, new = next(pair for pair in HUB_NAMES if name.startswith(pair[0]))
+        wanted = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
+        result[new + name.removeprefix(old)] = tensor.detach().to("cpu", wanted).contiguous()
+    return result
+
+
+def hub_config(config: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
+    """config.json with both spellings of what transformers 5 renamed: dtype and the rope fields."""
+    name = str(dtype).removeprefix("torch.")
+    config = {**config, "architectures": ["LlavaForConditionalGeneration"], "dtype": name, "torch_dtype": name}
+    for part in ("text_config", "vision_config"):
+        section = dict(config[part])
+        section.pop("_name_or_path", None)
+        rope = section.get("rope_parameters") or {}
+        if "rope_theta" in rope:
+            section["rope_theta"] = rope["rope_theta"]
+        config[part] = {**section, "dtype": name, "torch_dtype": name}
+    return config
+
+
+def write_processor(prompter: Prompter, config: Any, folder: Path) -> None:
+    """Tokenizer, image processor and chat template, in the files that old and new programs look for."""
+    tokenizer = prompter.tokenizer
+    template = to_jinja(prompter.template, bos=tokenizer.bos_token or "", eos=tokenizer.eos_token or "")
+    tokenizer.chat_template = template
+    tokenizer.save_pretrained(folder)
+    (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
+    _write_json(folder / "chat_template.json", {"chat_template": template})
+    settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    # The name that transformers 4 knows; 5 reads it as well.
+    settings |= {"tokenizer_class": "PreTrainedTokenizerFast", "chat_template": template, "processor_class": "LlavaProcessor"}
+    _write_json(folder / "tokenizer_config.json", settings)
+    special = {key: str(token) for key, token in tokenizer.special_tokens_map.items() if isinstance(token, str)}
+    _write_json(folder / "special_tokens_map.json", special)
+    image = {**prompter.image_processor.to_dict(), "processor_class": "LlavaProcessor"}
+    _write_json(folder / "preprocessor_config.json", image)
+    processor = {
+        "processor_class": "LlavaProcessor",
+        "image_token": IMAGE,
+        "patch_size": config.vision_config.patch_size,
+        # CLIP's class token: counted here, dropped again by the strategy "default".
+        "num_additional_image_tokens": 1,
+        "vision_feature_select_strategy": config.vision_feature_select_strategy,
+    }
+    _write_json(folder / "processor_config.json", processor)
+
+
+@contextmanager
+def appearing(folder: Path, *, needs: int) -> Iterator[Path]:
+    """A folder to write to, which takes its name when all is written; `needs` bytes must be free.
+
+    What was there under the name before is replaced at the last moment. Raises CheckpointError when there is no space.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(folder.parent).free
+    if free < needs:
+        raise CheckpointError(f"no space left for {folder}: needs {needs / 1e9:.2f} GB, {free / 1e9:.2f} GB are free")
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    try:
+        yield partial
+    except Exception as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        # safetensors reports a full disk in an error of its own, with the system's words.
+        if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error):
+            raise CheckpointError(f"no space left while saving {folder}; free some and go on with --resume") from error
+        raise
+    replaced = folder.with_name(f".{folder.name}.replaced")
+    shutil.rmtree(replaced, ignore_errors=True)
+    if folder.exists():
+        folder.rename(replaced)
+    partial.rename(folder)
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def size_of(state: dict[str, torch.Tensor]) -> int:
+    """Bytes of the tensors."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in state.values())
+
+
+def _write_weights(state: dict[str, torch.Tensor], folder: Path, max_shard_size: str) -> None:
+    shards = split_torch_state_dict_into_shards(state, max_shard_size=max_shard_size)
+    for file, names in shards.filename_to_tensors.items():
+        save_file({name: state[name] for name in names}, folder / file, metadata={"format": "pt"})
+    if shards.is_sharded:
+        index = {"metadata": shards.metadata, "weight_map": shards.tensor_to_filename}
+        _write_json(folder / "model.safetensors.index.json", index)
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False, default=_plain) + "\n", encoding="utf-8")
+
+
+def _plain(value: Any) -> Any:
+    return str(value).removeprefix("torch.") if isinstance(value, torch.dtype) else value.to_dict()

@@ -1,0 +1,199 @@
+"""Messages -> token ids, target mask, image places and pixels: the one way, for training, chat, serving and evaluation."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sightline.errors import DataError, ModelError
+from sightline.prompt.images import open_image
+from sightline.prompt.templates import BOS, EOS, TEMPLATES, Template, render, to_text
+from sightline.types import IGNORE, IMAGE, Encoded, ImageRef, Message, Segment, Text
+
+if TYPE_CHECKING:
+    import torch
+    from rich.text import Text as RichText
+
+
+@dataclass(frozen=True)
+class Prompter:
+    """A tokenizer, a template and an image processor that belong together."""
+
+    tokenizer: Any
+    """A fast tokenizer of transformers that knows `<image>` as one special token."""
+
+    template: Template
+
+    image_processor: Any
+    """An image processor of transformers; every picture becomes one tensor of the same shape."""
+
+    tokens_per_image: int
+    """Features that the vision tower makes of one picture."""
+
+    def __post_init__(self) -> None:
+        if not self.tokenizer.is_fast:
+            raise ModelError("this tokenizer has no tokenizer.json; convert it to a fast one (AutoTokenizer, save_pretrained)")
+        if self.tokenizer.convert_tokens_to_ids(IMAGE) in (None, self.tokenizer.unk_token_id):
+            raise ModelError(f"the tokenizer does not know {IMAGE}; assemble the model first")
+
+    @property
+    def image_token_id(self) -> int:
+        return int(self.tokenizer.convert_tokens_to_ids(IMAGE))
+
+    @property
+    def pad_token_id(self) -> int:
+        """A token to fill batches with in generation; its positions are masked."""
+        pad = self.tokenizer.pad_token_id
+        return int(pad if pad is not None else self.tokenizer.eos_token_id)
+
+    @cached_property
+    def stop(self) -> tuple[tuple[int, ...], tuple[str, ...]]:
+        """What ends an answer: token ids, and strings that are more than one token."""
+        strings = {self._literal(self.template.end), *map(self._literal, self.template.stop)}
+        ids, longer = {self.tokenizer.eos_token_id}, set()
+        for string in strings - {""}:
+            encoded = self.tokenizer(string, add_special_tokens=False)["input_ids"]
+            if len(encoded) == 1 and string in self._control_tokens:
+                ids.add(encoded[0])
+            else:
+                longer.add(string)
+        return tuple(sorted(i for i in ids if i is not None)), tuple(sorted(longer))
+
+    def render(self, messages: Sequence[Message]) -> list[Segment]:
+        """Write messages in the template; control tokens inside what people wrote are broken up by a space."""
+        return render(
+            self.template,
+            messages,
+            bos=self.tokenizer.bos_token or "",
+            eos=self.tokenizer.eos_token or "",
+            guard=self._guard,
+        )
+
+    def encode(self, messages: Sequence[Message], *, max_length: int | None = None) -> Encoded:
+        """Tokenise messages; the answer stays open when the last message is the user's.
+
+        `max_length` counts all tokens, those of images included; what is longer is cut at the end. Raises DataError when
+        the cut goes through an image.
+        """
+        segments = self.render(messages)
+        ids, targets = self._tokenise(segments)
+        ids, targets = self._expand(ids, targets)
+        if max_length is not None and len(ids) > max_length:
+            at = ids == self.image_token_id
+            if at[max_length:].any():
+                raise DataError(
+                    f"max_length {max_length} cuts an image: the {len(ids)} tokens hold {int(at.sum())} image tokens; "
+                    f"raise batch.max_length or shorten the row"
+                )
+            ids, targets = ids[:max_length], targets[:max_length]
+        images = tuple(segment.content for segment in segments if isinstance(segment.content, ImageRef))
+        return Encoded(ids=ids, labels=np.where(targets, ids, IGNORE), images=images)
+
+    def pixels(self, images: Sequence[ImageRef]) -> torch.Tensor:
+        """Decode and prepare pictures: float32 [N, 3, H, W]."""
+        pictures = [open_image(image) for image in images]
+        result: torch.Tensor = self.image_processor(pictures, return_tensors="pt")["pixel_values"]
+        return result
+
+    @cached_property
+    def _grey(self) -> torch.Tensor:
+        from PIL import Image
+
+        result: torch.Tensor = self.image_processor([Image.new("RGB", (32, 32), (122, 116, 104))], return_tensors="pt")["pixel_values"]
+        return result
+
+    def grey_pixels(self) -> torch.Tensor:
+        """One picture of CLIP's mean colour: float32 [1, 3, H, W]."""
+        return self._grey
+
+    def explain(self, encoded: Encoded) -> RichText:
+        """The tokens as coloured text: targets green on their own tokens, image tokens folded, the rest dim."""
+        from rich.text import Text as RichText
+
+        result = RichText()
+        for ids, is_image, is_target in _runs(encoded, self.image_token_id):
+            if is_image:
+                count = len(ids) // self.tokens_per_image
+                result.append(f"{IMAGE} x {len(ids)} tokens" if count == 1 else f"{count} {IMAGE} x {self.tokens_per_image}",
+                              style="black on cyan")
+            else:
+                text = self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+                result.append(text, style="bold green" if is_target else "dim")
+        return result
+
+    def _tokenise(self, segments: Sequence[Segment]) -> tuple[np.ndarray, np.ndarray]:
+        """Ids as the tokenizer gives them for the whole text (so that every other program sees the same), and the mask.
+
+        A token belongs to the segment in which its characters lie. Where the tokenizer would merge across the border of a
+        target, text is cut there, because in generation the prompt ends there.
+        """
+        borders, position = [], 0
+        for segment in segments:
+            length = len(to_text((segment,)))
+            if segment.target:
+                borders.append((position, position + length))
+            position += length
+        text = to_text(segments)
+        cuts = [0, len(text)]
+        while True:
+            pieces = [self._with_offsets(text, start, end) for start, end in zip(cuts, cuts[1:], strict=False)]
+            ids = np.concatenate([ids for ids, _ in pieces])
+            offsets = np.concatenate([offsets for _, offsets in pieces])
+            crossed = [edge for border in borders for edge in border
+                       if edge not in cuts and ((offsets[:, 0] < edge) & (edge < offsets[:, 1])).any()]
+            if not crossed:
+                break
+            cuts = sorted({*cuts, *crossed})
+        targets = np.zeros(len(ids), dtype=bool)
+        for start, end in borders:
+            targets |= (offsets[:, 0] >= start) & (offsets[:, 1] <= end) & (offsets[:, 1] > start)
+        return ids, targets
+
+    def _with_offsets(self, text: str, start: int, end: int) -> tuple[np.ndarray, np.ndarray]:
+        encoded = self.tokenizer(text[start:end], add_special_tokens=False, return_offsets_mapping=True)
+        offsets = np.array(encoded["offset_mapping"], dtype=np.int64).reshape(-1, 2) + start
+        return np.array(encoded["input_ids"], dtype=np.int64), offsets
+
+    def _expand(self, ids: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        repeats = np.where(ids == self.image_token_id, self.tokens_per_image, 1)
+        return ids.repeat(repeats), targets.repeat(repeats)
+
+    def _literal(self, string: str) -> str:
+        return string.replace(BOS, self.tokenizer.bos_token or "").replace(EOS, self.tokenizer.eos_token or "")
+
+    @cached_property
+    def _control_tokens(self) -> frozenset[str]:
+        special = {str(token) for token in self.tokenizer.added_tokens_decoder.values() if token.special}
+        return frozenset({IMAGE, *special, *self.tokenizer.all_special_tokens})
+
+    @cached_property
+    def _control(self) -> re.Pattern[str]:
+        longest_first = sorted(self._control_tokens, key=len, reverse=True)
+        return re.compile("|".join(re.escape(token) for token in longest_first))
+
+    def _guard(self, text: str) -> str:
+        return self._control.sub(lambda match: f"{match[0][0]} {match[0][1:]}", text)
+
+
+def template_named(name: str) -> Template:
+    """A template by its name; raises ModelError naming the known ones."""
+    try:
+        return TEMPLATES[name]
+    except KeyError:
+        raise ModelError(f"unknown prompt template {name!r}; known: {', '.join(TEMPLATES)}") from None
+
+
+def _runs(encoded: Encoded, image_token_id: int) -> list[tuple[list[int], bool, bool]]:
+    runs: list[tuple[list[int], bool, bool]] = []
+    for token, label in zip(encoded.ids.tolist(), encoded.labels.tolist(), strict=True):
+        kind = (token == image_token_id, label != IGNORE)
+        if runs and runs[-1][1:] == kind:
+            runs[-1][0].append(token)
+        else:
+            runs.append(([token], *kind))
+    return runs

@@ -1,0 +1,143 @@
+"""From pydantic's list of errors to one line each for people: file, dotted key, what is wrong, the nearest valid key."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Mapping
+from typing import Any, Literal, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+
+from sightline.recipes import KeyPath, dotted
+
+ELSEWHERE = {
+    "accumulative_counts": "batch.pack_tokens",
+    "batch_size": "batch.global_batch",
+    "data_path": "data.*.path",
+    "dataloader_num_workers": "batch.workers",
+    "freeze_llm": "tune.llm",
+    "freeze_visual_encoder": "tune.vision_tower",
+    "image_folder": "data.*.images",
+    "learning_rate": "optim.lr",
+    "llm_name_or_path": "model.llm",
+    "logging_steps": "run.log_every",
+    "lora_alpha": "tune.llm_lora.alpha",
+    "lora_r": "tune.llm_lora.r",
+    "max_epochs": "optim.epochs",
+    "max_norm": "optim.clip_grad",
+    "mm_projector_lr": "optim.projector_lr",
+    "model_name_or_path": "model.llm",
+    "model_max_length": "batch.max_length",
+    "num_train_epochs": "optim.epochs",
+    "pad_image_to_square": "model.image_aspect_ratio",
+    "pretrain_mm_mlp_adapter": "model.projector_from",
+    "pretrained_pth": "model.projector_from",
+    "prompt_template": "model.template",
+    "save_steps": "run.save_every",
+    "save_total_limit": "run.keep",
+    "select_layer": "model.vision_feature_layer",
+    "visual_encoder": "model.vision_tower",
+    "visual_encoder_lora": "tune.vision_lora",
+    "visual_encoder_name_or_path": "model.vision_tower",
+}
+"""What XTuner, LLaVA and transformers call our keys."""
+
+_PLAIN = {
+    "Input should be": "must be",
+    "a valid array": "a list",
+    "an object": "a section (key: value)",
+    "a valid boolean": "true or false",
+    "a valid integer": "a whole number",
+    "a valid number": "a number",
+    "a valid string": "a text",
+    "Value error, ": "",
+}
+
+
+def annotations(model: type[BaseModel], path: KeyPath = ()) -> dict[KeyPath, Any]:
+    """The type of every key below a model, an entry of a list written `*`: ("data", "*", "path") -> str."""
+    found: dict[KeyPath, Any] = {}
+    for name, field in model.model_fields.items():
+        found[(*path, name)] = field.annotation
+        for inner, repeated in _sections(field.annotation):
+            below = (*path, name, "*") if repeated else (*path, name)
+            found[below] = inner if repeated else field.annotation
+            found |= annotations(inner, below)
+    return found
+
+
+def _sections(annotation: Any, repeated: bool = False) -> list[tuple[type[BaseModel], bool]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [(annotation, repeated)]
+    many = get_origin(annotation) in (list, tuple)
+    return [found for inner in get_args(annotation) for found in _sections(inner, repeated or many)]
+
+
+def is_text(annotation: Any, text: str) -> bool:
+    """Whether the words of an override are the value itself: `model.llm=123` is a name, `null` is none."""
+    options = get_args(annotation)
+    if type(None) in options and text in ("null", "~", ""):
+        return False
+    return annotation is str or str in options or get_origin(annotation) is Literal
+
+
+def explain(error: ValidationError, keys: Mapping[KeyPath, Any], files: Mapping[KeyPath, str], recipe: str) -> list[str]:
+    """A line for each error; `files` says where each value was written, `recipe` is named for what is missing."""
+    return [f"{_file(item['loc'], files, recipe)}: {_problem(item, keys)}" for item in error.errors()]
+
+
+def _file(path: KeyPath, files: Mapping[KeyPath, str], recipe: str) -> str:
+    """The file of a value, of what is below it, or else of the recipe."""
+    near = [file for other, file in files.items() if other == path[: len(other)] or path == other[: len(path)]]
+    return near[-1] if near else recipe
+
+
+def _problem(item: Any, keys: Mapping[KeyPath, Any]) -> str:
+    path, kind = item["loc"], item["type"]
+    if kind == "extra_forbidden":
+        return unknown_key(path, keys)
+    if kind == "missing":
+        return f"{dotted(path)}: missing"
+    message = item["msg"]
+    for theirs, ours in _PLAIN.items():
+        message = message.replace(theirs, ours)
+    got = "" if kind in ("value_error", "too_short") else f", not {json.dumps(item['input'], ensure_ascii=False)}"
+    return f"{dotted(path) or 'the recipe'}: {message}{got}"
+
+
+def unknown_key(path: KeyPath, keys: Mapping[KeyPath, Any]) -> str:
+    """What to say of a key that there is not: the nearest one, or all that could stand there."""
+    near = nearest(path, keys)
+    if near is not None:
+        return f"{dotted(path)}: unknown key; did you mean {near}?"
+    parent = _schema(path)[:-1]
+    siblings = [str(key[-1]) for key in keys if key[:-1] == parent]
+    return f"{dotted(path)}: unknown key; " + (f"known here: {', '.join(siblings)}" if siblings else "nothing is here")
+
+
+def nearest(path: KeyPath, keys: Mapping[KeyPath, Any]) -> str | None:
+    """The valid key that was probably meant: by another program's name for it, misplaced, or misspelt."""
+    name, parent = str(path[-1]), _schema(path)[:-1]
+    if name in ELSEWHERE:
+        return _numbered(tuple(ELSEWHERE[name].split(".")), path)
+    misplaced = [key for key in keys if key[-1] == name]
+    if misplaced:
+        return _numbered(misplaced[0], path)
+    siblings = {str(key[-1]): key for key in keys if key[:-1] == parent}
+    everywhere = {str(key[-1]): key for key in reversed(keys)}
+    for candidates, cutoff in ((siblings, 0.6), (everywhere, 0.75)):
+        close = difflib.get_close_matches(name, candidates, n=1, cutoff=cutoff)
+        if close:
+            return _numbered(candidates[close[0]], path)
+    return None
+
+
+def _schema(path: KeyPath) -> KeyPath:
+    return tuple("*" if isinstance(piece, int) else piece for piece in path)
+
+
+def _numbered(key: KeyPath, path: KeyPath) -> str:
+    """The key of a schema with the number of the entry that the faulty path was in, or the first."""
+    index = next((piece for piece in path if isinstance(piece, int)), 0)
+    return dotted(tuple(index if piece == "*" else piece for piece in key))

@@ -1,0 +1,188 @@
+"""From a recipe's name or path to plain data: shipped recipes, strict YAML, one `base:`, `a.b=c` on top."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sightline.errors import RecipeError
+
+COMMAND_LINE = "command line"
+"""Where a value comes from that was given as `a.b=c`; other values come from a file."""
+
+KeyPath = tuple[str | int, ...]
+"""A dotted key in pieces: ("data", 0, "path") is `data.0.path`."""
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which 1e-3 is a number and a date is a text."""
+
+
+_FLOAT = re.compile(r"^[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+$")
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes also what only our loader takes for a number."""
+
+
+_Dumper.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
+
+
+def dump_yaml(data: Any) -> str:
+    """Plain data as YAML that `read_yaml` reads back unchanged."""
+    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+
+def parse_value(text: str) -> Any:
+    """The value of an `a.b=c` override as YAML reads it; ValueError if it does not."""
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{text!r} is not YAML") from error
+
+
+def recipe_folder() -> Path:
+    """Where the shipped recipes are: inside an installed package, beside it in a working tree."""
+    packed = Path(__file__).parent / "_recipes"
+    return packed if packed.is_dir() else Path(__file__).parents[2] / "recipes"
+
+
+def shipped() -> dict[str, Path]:
+    """The recipes that can be named, by name."""
+    return {path.stem: path for path in sorted(recipe_folder().rglob("*.yaml")) if path.parent.name != "base"}
+
+
+def bases() -> dict[str, Path]:
+    """The incomplete recipes that only others build on, by name."""
+    return {path.stem: path for path in sorted((recipe_folder() / "base").glob("*.yaml"))}
+
+
+def find_recipe(name_or_path: str) -> Path:
+    """The file of a shipped recipe, or a path as it is; RecipeError for an unknown name."""
+    if _is_path(name_or_path):
+        return Path(name_or_path)
+    known = shipped()
+    if name_or_path in known:
+        return known[name_or_path]
+    near = difflib.get_close_matches(name_or_path, known, n=3)
+    hint = f"did you mean {' or '.join(near)}? " if near else ""
+    raise RecipeError(f"{name_or_path}: no recipe of this name; {hint}`sightline list-cfg` shows all names")
+
+
+def read_recipe(name_or_path: str) -> tuple[dict[str, Any], dict[KeyPath, str], list[str]]:
+    """A recipe with its base merged in: the data, the file of each of its values, what is wrong so far.
+
+    Raises RecipeError when a file cannot be read at all.
+    """
+    path = find_recipe(name_or_path)
+    label = str(path) if _is_path(name_or_path) else path.name
+    data, problems = read_yaml(path, label)
+    base = data.pop("base", None)
+    if base is None:
+        return data, dict.fromkeys(dict(flatten(data)), label), problems
+    if not isinstance(base, str):
+        raise RecipeError("\n".join([*problems, f"{label}: base: must be a name or a path, not {base!r}"]))
+    base_path, base_label = _find_base(base, path, label)
+    base_data, base_problems = read_yaml(base_path, base_label)
+    if "base" in base_data:
+        base_problems.append(f"{base_label}: base: it is the base of {label} and must have none of its own")
+        del base_data["base"]
+    files = dict.fromkeys(dict(flatten(base_data)), base_label) | dict.fromkeys(dict(flatten(data)), label)
+    return merge(base_data, data), files, base_problems + problems
+
+
+def _is_path(name_or_path: str) -> bool:
+    return Path(name_or_path).suffix in (".yaml", ".yml") or "/" in name_or_path or "\\" in name_or_path
+
+
+def _find_base(base: str, path: Path, label: str) -> tuple[Path, str]:
+    if _is_path(base):
+        return path.parent / base, str(path.parent / base)
+    known = bases() | shipped()
+    if base in known:
+        return known[base], known[base].name
+    near = difflib.get_close_matches(base, known, n=3)
+    hint = f"did you mean {' or '.join(near)}?" if near else "a path must end in .yaml"
+    raise RecipeError(f"{label}: base: no shipped recipe is called {base!r}; {hint}")
+
+
+def read_yaml(path: Path, label: str) -> tuple[dict[str, Any], list[str]]:
+    """A YAML file as a mapping, and its duplicate keys as lines of text.
+
+    Raises RecipeError when it cannot be read, is no YAML or no mapping.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        loader = _Loader(text)
+        try:
+            node = loader.get_single_node()
+            data = loader.construct_document(node) if node is not None else {}
+        finally:
+            loader.dispose()
+    except OSError as error:
+        raise RecipeError(f"{label}: cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"{label}: is not a text in UTF-8 (byte {error.start})") from error
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+        raise RecipeError(f"{label}: {where}is not YAML: {error.problem}") from error
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{label}: is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(data, dict):
+        raise RecipeError(f"{label}: must be a mapping of sections (model, tune, data, ...)")
+    return data, [f"{label}: {problem}" for problem in _duplicates(node)] if node is not None else []
+
+
+def _duplicates(node: yaml.Node, path: KeyPath = ()) -> Iterator[str]:
+    if isinstance(node, yaml.SequenceNode):
+        for index, item in enumerate(node.value):
+            yield from _duplicates(item, (*path, index))
+    elif isinstance(node, yaml.MappingNode):
+        seen: dict[str, int] = {}
+        for key, value in node.value:
+            name, line = str(key.value), key.start_mark.line + 1
+            if name in seen:
+                yield f"{dotted((*path, name))}: is there twice, in lines {seen[name]} and {line}"
+            seen[name] = line
+            yield from _duplicates(value, (*path, name))
+
+
+def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Mappings merge deep, lists and scalars replace, null removes a mapping."""
+    merged = dict(below)
+    for key, value in above.items():
+        old = merged.get(key)
+        if isinstance(old, Mapping) and isinstance(value, Mapping):
+            merged[key] = merge(old, value)
+        elif isinstance(old, Mapping) and value is None:
+            del merged[key]
+        else:
+            merged[key] = value
+    return merged
+
+
+def flatten(data: Any, path: KeyPath = ()) -> Iterator[tuple[KeyPath, Any]]:
+    """Every scalar (or empty mapping or list) of nested data with its path."""
+    if isinstance(data, Mapping) and data:
+        for key, value in data.items():
+            yield from flatten(value, (*path, key))
+    elif isinstance(data, list | tuple) and data:
+        for index, value in enumerate(data):
+            yield from flatten(value, (*path, index))
+    else:
+        yield path, data
+
+
+def dotted(path: KeyPath) -> str:
+    return ".".join(map(str, path))

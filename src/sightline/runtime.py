@@ -1,0 +1,85 @@
+"""What this process runs on: the only reader of the environment. Rank, device, number format, seed, console."""
+
+from __future__ import annotations
+
+import os
+import platform
+import random
+from importlib import metadata
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from sightline.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+console = Console(stderr=True, highlight=False)
+"""Where progress and remarks go; results go to standard output."""
+
+
+def rank() -> int:
+    return int(os.environ.get("RANK", "0"))
+
+
+def world_size() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """The device of a name such as `cuda`, `mps`, `npu`, `xpu` or `cpu`; `auto` is the accelerator if there is one.
+
+    Raises UserError when the named device is not there.
+    """
+    import torch
+
+    found = torch.accelerator.current_accelerator(check_available=True)
+    if name == "auto":
+        return found or torch.device("cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f"unknown device {name!r}: use auto, cpu, cuda, mps, npu or xpu") from error
+    if device.type != "cpu" and (found is None or found.type != device.type):
+        raise UserError(f"no device {name!r} here (found: {found or 'cpu'}); use --device auto or cpu")
+    return device
+
+
+def pick_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The number format of a name; `auto` is bfloat16 where the device computes in it, float32 elsewhere."""
+    import torch
+
+    short = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+    if name == "auto":
+        if device.type == "cpu":
+            return torch.float32
+        able = torch.cuda.is_bf16_supported() if device.type == "cuda" else device.type in ("npu", "xpu")
+        return torch.bfloat16 if able else torch.float32
+    dtype: torch.dtype = getattr(torch, short.get(name, name))
+    return dtype
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python, NumPy and torch on all devices."""
+    import numpy as np
+    import torch
+
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def versions() -> dict[str, str]:
+    """What a result depends on: the packages and the machine."""
+    packages = ("sightline", "torch", "transformers", "accelerate", "peft", "tokenizers", "numpy", "pillow")
+    found = {name: metadata.version(name) for name in packages if _installed(name)}
+    return {"python": platform.python_version(), "machine": platform.platform(), **found}
+
+
+def _installed(name: str) -> bool:
+    try:
+        metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return False
+    return True

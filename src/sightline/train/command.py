@@ -1,0 +1,33 @@
+"""`sightline train`: a recipe by name or path, with overrides, becomes a run."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from sightline.recipe import load_recipe
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recipe", help="a recipe's name (sightline list-cfg) or a YAML file")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="values to change, such as optim.lr=1e-4")
+    parser.add_argument("--cfg-options", nargs="+", default=[], metavar="key=value", help="the same, as XTuner writes it")
+    parser.add_argument("--work-dir", help="the run's folder (default: work_dirs/<recipe>)")
+    parser.add_argument("--resume", nargs="?", const="auto", metavar="PATH",
+                        help="go on from a checkpoint; without a path from the newest of the work dir")
+    parser.add_argument("--seed", type=int, help="short for run.seed=...")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Train a model: stage 1, stage 2, or any recipe of yours."""
+    overrides = [*args.overrides, *args.cfg_options]
+    if args.seed is not None:
+        overrides.append(f"run.seed={args.seed}")
+    if args.resume is not None and "=" in args.resume and not Path(args.resume).exists():
+        # `--resume key=value`: argparse takes the override for the path.
+        overrides.append(args.resume)
+        args.resume = "auto"
+    recipe = load_recipe(args.recipe, overrides)
+    from sightline.train.loop import train
+
+    train(recipe, args.work_dir or Path("work_dirs") / Path(args.recipe).stem, resume=args.resume)

@@ -1,0 +1,82 @@
+"""Who holds the model while it learns: backward, step and sums over ranks, through Accelerate."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from accelerate import Accelerator
+
+from sightline.data.collate import Batch
+from sightline.model.load import VLM
+from sightline.model.tune import Group
+from sightline.recipe import Recipe
+from sightline.runtime import pick_device, pick_dtype
+from sightline.train.loss import PackedLoss
+from sightline.train.optim import make_optimizer
+
+
+class Engine:
+    """The model, its optimiser and the device."""
+
+    def __init__(self, vlm: VLM, groups: Sequence[Group], recipe: Recipe) -> None:
+        device = pick_device(recipe.engine.device)
+        dtype = pick_dtype(recipe.engine.dtype, device)
+        precision = {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(dtype, "no")
+        self.accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision=precision)
+        self.vlm = vlm
+        self.groups = groups
+        self.clip = recipe.optim.clip_grad
+        for parameter in vlm.model.parameters():
+            # Learning tensors keep full precision; what is frozen is stored as it is computed with.
+            parameter.data = parameter.data.to(torch.float32 if parameter.requires_grad else dtype)
+        if recipe.engine.gradient_checkpointing:
+            vlm.model.model.language_model.gradient_checkpointing_enable({"use_reentrant": False})
+        module = PackedLoss(vlm.model).to(self.accelerator.device)
+        module.train()
+        self.module, self.optimizer = self.accelerator.prepare(module, make_optimizer(groups, recipe.optim))
+
+    @property
+    def device(self) -> torch.device:
+        return self.accelerator.device
+
+    @property
+    def world(self) -> int:
+        return self.accelerator.num_processes
+
+    @property
+    def rank(self) -> int:
+        return self.accelerator.process_index
+
+    def loss_sum(self, batch: Batch) -> torch.Tensor:
+        """The sum of a batch's cross-entropies on this rank."""
+        result: torch.Tensor = self.module(batch.to(self.device))
+        return result
+
+    @contextmanager
+    def accumulating(self, last: bool) -> Iterator[None]:
+        """Gradients are exchanged between ranks in the last backward pass of a step only."""
+        if last:
+            yield
+        else:
+            with self.accelerator.no_sync(self.module):
+                yield
+
+    def backward(self, loss: torch.Tensor) -> None:
+        # Data parallelism averages gradients over ranks; ours are shares of one sum.
+        self.accelerator.backward(loss * self.world)
+
+    def step(self) -> float:
+        """Clip, update, clear; returns the norm of the gradient before clipping."""
+        parameters = [p for group in self.groups for p in group.parameters]
+        norm = self.accelerator.clip_grad_norm_(parameters, self.clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return float(norm) if norm is not None else float("nan")
+
+    def sum(self, value: float) -> float:
+        """A number added up over ranks."""
+        if self.world == 1:
+            return value
+        return float(self.accelerator.reduce(torch.tensor(value, dtype=torch.float64, device=self.device), "sum"))

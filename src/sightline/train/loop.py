@@ -1,0 +1,154 @@
+"""A recipe -> a run: the training loop."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from sightline.data.collate import batches
+from sightline.data.index import Dataset, open_dataset, write_bad_rows
+from sightline.data.plan import Pack, Plan
+from sightline.errors import CheckpointError, UserError
+from sightline.model.assemble import assemble, make_prompter
+from sightline.model.attention import packed_attention
+from sightline.model.load import VLM
+from sightline.model.save import save
+from sightline.model.tune import Group, apply_tuning, merge_adapters
+from sightline.recipe import Recipe, dump_recipe
+from sightline.runtime import console, pick_device, pick_dtype, seed_everything, versions
+from sightline.train.checkpoint import (
+    check_resumable,
+    checkpoints,
+    find_checkpoint,
+    load_optimizer,
+    load_weights,
+    prune,
+    read_state,
+    save_checkpoint,
+)
+from sightline.train.engine import Engine
+from sightline.train.metrics import Log
+from sightline.train.optim import lr_scale, set_rates
+from sightline.train.report import read_run, write_report
+
+AfterStep = Callable[[int, VLM], None]
+
+
+def train(recipe: Recipe, work_dir: str | Path, *, resume: str | None = None, after_step: AfterStep | None = None) -> Path:
+    """Train as the recipe says, and write the run to `work_dir`; returns the folder of the finished model.
+
+    `resume` is a checkpoint, or `auto` for the newest of `work_dir` (from the beginning if there is none yet).
+    `after_step` is called with the number of steps done and the model.
+    """
+    run = Path(work_dir)
+    if resume is None and (checkpoints(run) or (run / "hf").exists()):
+        raise CheckpointError(f"{run} already holds a run; go on with --resume, or choose another --work-dir")
+    prompter = make_prompter(recipe.model)
+    dataset = open_dataset(recipe.data, prompter, recipe.batch.max_length, console)
+    state = read_state(found) if resume is not None and (found := find_checkpoint(run, resume)) else None
+    if state is not None:
+        check_resumable(state, recipe, dataset.fingerprint)
+    plan = Plan(
+        tokens=dataset.tokens,
+        global_batch=recipe.batch.global_batch,
+        epochs=recipe.optim.epochs,
+        seed=recipe.run.seed,
+        max_steps=recipe.optim.max_steps,
+    )
+    seed_everything(recipe.run.seed)
+    vlm = assemble(recipe.model, prompter)
+    groups = apply_tuning(vlm.model, recipe.tune, recipe.optim)
+    if state is not None:
+        load_weights(state.folder, vlm.model)
+    engine = Engine(vlm, groups, recipe)
+    if state is not None:
+        load_optimizer(state.folder, engine.optimizer)
+    start = state.step if state is not None else 0
+    _open_run(run, recipe, dataset, plan, groups)
+
+    budget = recipe.batch.pack_tokens or recipe.batch.max_length
+    feed = batches(dataset, _all_packs(plan, engine, budget, start), workers=recipe.batch.workers)
+    with packed_attention(vlm.model), Log(
+        run,
+        first_step=start,
+        num_steps=plan.num_steps,
+        tensorboard=recipe.run.tensorboard,
+        every=recipe.run.log_every,
+        console=console,
+    ) as log:
+        for step in range(start, plan.num_steps):
+            samples = plan.samples(step)
+            packs = plan.packs(step, rank=engine.rank, world=engine.world, budget=budget)
+            num_targets = int(dataset.targets[samples].sum())
+            # Dropout too depends on nothing but the step.
+            seed_everything((recipe.run.seed * 1_000_003 + step) * engine.world + engine.rank)
+            rates = set_rates(engine.optimizer, lr_scale(step, plan.num_steps, recipe.optim))
+            total = 0.0
+            for number in range(len(packs)):
+                with log.waiting():
+                    batch = next(feed)
+                with engine.accumulating(last=number == len(packs) - 1):
+                    loss = engine.loss_sum(batch)
+                    engine.backward(loss / num_targets)
+                total += float(loss.detach())
+            mean = engine.sum(total) / num_targets
+            if not math.isfinite(mean):
+                raise _not_finite(mean, step, [dataset.conversation(sample).origin for sample in samples])
+            norm = engine.step()
+            log.step(
+                step=step + 1,
+                loss=mean,
+                lr=rates,
+                grad_norm=norm,
+                tokens=int(dataset.tokens[samples].sum()),
+                samples=len(samples),
+                targets=num_targets,
+                budget=budget * len(packs) * engine.world,
+            )
+            if _is_due(step + 1, recipe.run.save_every, plan.num_steps):
+                save_checkpoint(run, step + 1, vlm.model, engine.optimizer, recipe, dataset.fingerprint)
+                prune(run, recipe.run.keep)
+            if after_step is not None:
+                after_step(step + 1, vlm)
+    merge_adapters(vlm.model)
+    device = pick_device(recipe.engine.device)
+    finished = save(vlm, run / "hf", dtype=pick_dtype(recipe.engine.dtype, device))
+    write_report(run / "report.html", title=run.name, runs=[read_run(run)])
+    console.print(f"finished: the model is in {finished}, the report in {run / 'report.html'}")
+    return finished
+
+
+def _all_packs(plan: Plan, engine: Engine, budget: int, start: int) -> Iterator[Pack]:
+    for step in range(start, plan.num_steps):
+        yield from plan.packs(step, rank=engine.rank, world=engine.world, budget=budget)
+
+
+def _is_due(step: int, every: int, num_steps: int) -> bool:
+    return step == num_steps or (every > 0 and step % every == 0)
+
+
+def _open_run(run: Path, recipe: Recipe, dataset: Dataset, plan: Plan, groups: list[Group]) -> None:
+    """Write down what the run is: the resolved recipe, versions, data, what learns."""
+    run.mkdir(parents=True, exist_ok=True)
+    (run / "recipe.yaml").write_text(dump_recipe(recipe), encoding="utf-8")
+    facts = {
+        "versions": versions(),
+        "seed": recipe.run.seed,
+        "steps": plan.num_steps,
+        "data": dataset.facts(),
+        "lengths": dataset.length_histogram(),
+        "learning": {group.name: {"parameters": group.size, "lr": group.lr} for group in groups},
+    }
+    (run / "run.json").write_text(json.dumps(facts, indent=2), encoding="utf-8")
+    if dataset.bad_rows:
+        write_bad_rows(dataset, run / "bad_rows.jsonl")
+        console.print(f"{len(dataset.bad_rows)} bad rows left out; they are listed in {run / 'bad_rows.jsonl'}")
+    learning = ", ".join(f"{group.name} {group.size:,} at {group.lr:g}" for group in groups)
+    console.print(f"{len(dataset):,} conversations, {plan.num_steps:,} steps; parameters that learn: {learning}")
+
+
+def _not_finite(loss: float, step: int, rows: list[str]) -> UserError:
+    shown = ", ".join(rows[:4]) + (f" and {len(rows) - 4} more" if len(rows) > 4 else "")
+    return UserError(f"the loss is {loss} at step {step + 1} ({shown}); lower optim.lr, or look at these rows")
