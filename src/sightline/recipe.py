@@ -143,7 +143,7 @@ class OptimRecipe(Section):
     """How the learning rate goes on after the warm-up: cosine and linear end at zero."""
     clip_grad: float = Field(1.0, gt=0)
     """The largest norm of the gradient; a larger one is scaled down."""
-    epochs: float = Field(1, gt=0)
+    epochs: float = Field(1.0, gt=0)
     """How often the data is seen."""
     max_steps: int | None = Field(None, ge=1)
     """End after this many steps, whatever the number of epochs."""
@@ -217,7 +217,7 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
         # As JSON, because strict JSON is what YAML means: a list may become a tuple, "3" never becomes 3.
         recipe = Recipe.model_validate_json(json.dumps(data, default=str), strict=True)
     except ValidationError as error:
-        problems += explain(error, keys, files, name_or_path)
+        problems += explain(error, keys, files)
     if problems:
         raise RecipeError("\n".join(dict.fromkeys(problems)))
     return recipe

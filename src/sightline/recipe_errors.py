@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 from sightline.recipes import KeyPath, dotted
 
 ELSEWHERE = {
-    "accumulative_counts": "batch.pack_tokens",
+    "accumulative_counts": "batch.global_batch",
     "batch_size": "batch.global_batch",
     "data_path": "data.*.path",
     "dataloader_num_workers": "batch.workers",
@@ -82,15 +82,18 @@ def is_text(annotation: Any, text: str) -> bool:
     return annotation is str or str in options or get_origin(annotation) is Literal
 
 
-def explain(error: ValidationError, keys: Mapping[KeyPath, Any], files: Mapping[KeyPath, str], recipe: str) -> list[str]:
-    """A line for each error; `files` says where each value was written, `recipe` is named for what is missing."""
-    return [f"{_file(item['loc'], files, recipe)}: {_problem(item, keys)}" for item in error.errors()]
+def explain(error: ValidationError, keys: Mapping[KeyPath, Any], files: Mapping[KeyPath, str]) -> list[str]:
+    """A line for each error; `files` says where each value was written, under the empty path the recipe's own file."""
+    # A list whose entries are all wrong is also reported as too short.
+    items = [item for item in error.errors() if not (item["type"] == "too_short" and item["input"])]
+    return [f"{_file(item['loc'], files)}: {_problem(item, keys)}" for item in items]
 
 
-def _file(path: KeyPath, files: Mapping[KeyPath, str], recipe: str) -> str:
-    """The file of a value, of what is below it, or else of the recipe."""
-    near = [file for other, file in files.items() if other == path[: len(other)] or path == other[: len(path)]]
-    return near[-1] if near else recipe
+def _file(path: KeyPath, files: Mapping[KeyPath, str]) -> str:
+    below = {file for other, file in files.items() if other[: len(path)] == path}
+    if len(below) == 1:
+        return below.pop()
+    return files[max((other for other in files if other == path[: len(other)]), key=len)]
 
 
 def _problem(item: Any, keys: Mapping[KeyPath, Any]) -> str:
@@ -99,10 +102,12 @@ def _problem(item: Any, keys: Mapping[KeyPath, Any]) -> str:
         return unknown_key(path, keys)
     if kind == "missing":
         return f"{dotted(path)}: missing"
+    if kind == "too_short":
+        return f"{dotted(path)}: must have at least one entry"
     message = item["msg"]
     for theirs, ours in _PLAIN.items():
         message = message.replace(theirs, ours)
-    got = "" if kind in ("value_error", "too_short") else f", not {json.dumps(item['input'], ensure_ascii=False)}"
+    got = "" if kind == "value_error" else f", not {json.dumps(item['input'], ensure_ascii=False)}"
     return f"{dotted(path) or 'the recipe'}: {message}{got}"
 
 

@@ -82,14 +82,16 @@ def find_recipe(name_or_path: str) -> Path:
 def read_recipe(name_or_path: str) -> tuple[dict[str, Any], dict[KeyPath, str], list[str]]:
     """A recipe with its base merged in: the data, the file of each of its values, what is wrong so far.
 
+    The files have the recipe itself under the empty path.
     Raises RecipeError when a file cannot be read at all.
     """
     path = find_recipe(name_or_path)
     label = str(path) if _is_path(name_or_path) else path.name
     data, problems = read_yaml(path, label)
     base = data.pop("base", None)
+    files = dict.fromkeys(dict(flatten(data)), label) | {(): label}
     if base is None:
-        return data, dict.fromkeys(dict(flatten(data)), label), problems
+        return data, files, problems
     if not isinstance(base, str):
         raise RecipeError("\n".join([*problems, f"{label}: base: must be a name or a path, not {base!r}"]))
     base_path, base_label = _find_base(base, path, label)
@@ -97,7 +99,7 @@ def read_recipe(name_or_path: str) -> tuple[dict[str, Any], dict[KeyPath, str], 
     if "base" in base_data:
         base_problems.append(f"{base_label}: base: it is the base of {label} and must have none of its own")
         del base_data["base"]
-    files = dict.fromkeys(dict(flatten(base_data)), base_label) | dict.fromkeys(dict(flatten(data)), label)
+    files = dict.fromkeys(dict(flatten(base_data)), base_label) | files
     return merge(base_data, data), files, base_problems + problems
 
 
@@ -127,6 +129,7 @@ def read_yaml(path: Path, label: str) -> tuple[dict[str, Any], list[str]]:
         try:
             node = loader.get_single_node()
             data = loader.construct_document(node) if node is not None else {}
+            duplicates = list(_duplicates(node)) if node is not None else []
         finally:
             loader.dispose()
     except OSError as error:
@@ -139,9 +142,11 @@ def read_yaml(path: Path, label: str) -> tuple[dict[str, Any], list[str]]:
         raise RecipeError(f"{label}: {where}is not YAML: {error.problem}") from error
     except yaml.YAMLError as error:
         raise RecipeError(f"{label}: is not YAML: {' '.join(str(error).split())}") from error
+    except RecursionError as error:
+        raise RecipeError(f"{label}: is nested too deeply, or an alias contains itself") from error
     if not isinstance(data, dict):
         raise RecipeError(f"{label}: must be a mapping of sections (model, tune, data, ...)")
-    return data, [f"{label}: {problem}" for problem in _duplicates(node)] if node is not None else []
+    return data, [f"{label}: {problem}" for problem in duplicates]
 
 
 def _duplicates(node: yaml.Node, path: KeyPath = ()) -> Iterator[str]:

@@ -19,6 +19,11 @@ console = Console(stderr=True, highlight=False)
 """Where progress and remarks go; results go to standard output."""
 
 
+def say(text: str) -> None:
+    """A remark to the user, on one line however narrow the terminal."""
+    console.print(text, markup=False, soft_wrap=True)
+
+
 def rank() -> int:
     return int(os.environ.get("RANK", "0"))
 
@@ -58,6 +63,11 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
         return torch.bfloat16 if able else torch.float32
     dtype: torch.dtype = getattr(torch, short.get(name, name))
     return dtype
+
+
+def calm_tokenizers() -> None:
+    """Tokenise in one thread: worker processes are forked, and a forked thread pool would hang."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
 def seed_everything(seed: int) -> None:

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 from sightline.data.index import Dataset
 from sightline.data.plan import Pack
 from sightline.errors import DataError
+from sightline.runtime import calm_tokenizers
 from sightline.types import IGNORE, Encoded
 
 
@@ -89,6 +90,7 @@ class PackReader(torch.utils.data.Dataset[Batch | DataError]):
 
 def batches(dataset: Dataset, packs: Iterable[Pack], *, workers: int) -> Iterator[Batch]:
     """The batches of these packs in order, prepared ahead by `workers` processes (0: in this one)."""
+    calm_tokenizers()
     loader: DataLoader[Any] = DataLoader(
         PackReader(dataset),
         sampler=packs,

@@ -52,7 +52,7 @@ def save_xlsx(path: Path, columns: Sequence[str], rows: Sequence[Sequence[str | 
 
 def show(score: Score, title: str) -> None:
     """Print a score as a table, in per cent, each with half of its 95 % confidence interval."""
-    table = Table(title=title)
+    table = Table()
     for name in ("Category", "Accuracy (%)", "± (95 %)", "Questions"):
         table.add_column(name, justify="left" if name == "Category" else "right")
 
@@ -65,7 +65,10 @@ def show(score: Score, title: str) -> None:
     table.add_section()
     for name, share in score.table.items():
         add(name, share)
-    Console().print(table)
+    console = Console(highlight=False)
+    # Not the table's own title, which would break long paths into pieces.
+    console.print(title, style="bold", markup=False, soft_wrap=True)
+    console.print(table)
 
 
 def _save(path: Path, write: Callable[[Path], object]) -> None:

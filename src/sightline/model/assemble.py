@@ -26,7 +26,7 @@ from sightline.errors import ModelError
 from sightline.model.load import VLM, load, load_parts, quiet, reading, tokens_per_image
 from sightline.prompt.prompter import Prompter, template_named
 from sightline.recipe import ModelRecipe
-from sightline.runtime import console
+from sightline.runtime import say
 from sightline.types import IMAGE
 
 PAD = "<pad>"
@@ -83,7 +83,7 @@ def load_projector(model: LlavaForConditionalGeneration, source: str) -> None:
     if wrong:
         raise ModelError(f"the projector of {source} does not fit this language model and vision tower: {'; '.join(wrong)}")
     projector.load_state_dict(state)
-    console.print(f"projector: {len(state)} tensors from {file}")
+    say(f"projector: {len(state)} tensors from {file}")
 
 
 def _find_projector(source: Path) -> tuple[Path, dict[str, str]]:

@@ -48,8 +48,8 @@ class Memory:
         while known and ids[known - 1] == ids[known] == image_token_id:
             known -= 1
         self.ids, self.images = ids[:known], encoded.images
-        if self.cache.get_seq_length() > known:
-            self.cache.crop(known)
+        if (surplus := self.cache.get_seq_length() - known) > 0:
+            self.cache.crop(-surplus)
         return known
 
 

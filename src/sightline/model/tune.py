@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
@@ -57,11 +56,6 @@ def apply_tuning(model: LlavaForConditionalGeneration, tune: TuneRecipe, optim: 
         "projector": (optim.projector_lr or optim.lr, (model.model.multi_modal_projector,)),
     }
     return [Group(name, learning, lr) for name, (lr, modules) in parts.items() if (learning := _learning(modules))]
-
-
-def trainable_state(model: nn.Module) -> dict[str, torch.Tensor]:
-    """The tensors that learn, by name: what a checkpoint has to keep."""
-    return {name: parameter.detach() for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
 def merge_adapters(model: nn.Module) -> None:

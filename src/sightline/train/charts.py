@@ -23,6 +23,9 @@ LEFT, RIGHT, TOP, BOTTOM = 46, 8, 10, 34
 COLOURS = 6
 """So many line styles has the style sheet; the next line starts over."""
 
+MOST_DOTS, MOST_CORNERS = 1000, 500
+"""So many points of a line are drawn, however long the run was."""
+
 Point = tuple[float, float]
 
 
@@ -64,9 +67,9 @@ def curve_chart(lines: Sequence[Line], *, name: str, x_name: str = "step", from_
     for number, line in enumerate(lines):
         style = f"line{number % COLOURS}"
         if line.dots:
-            dots = "".join(f"M{_unit(x_scale(x))} {_unit(y_scale(y))}h0" for x, y in thin(line.dots))
+            dots = "".join(f"M{_unit(x_scale(x))} {_unit(y_scale(y))}h0" for x, y in thin(line.dots, MOST_DOTS))
             body.append(f'<path class="dots {style}" d="{dots}"/>')
-        path = " ".join(f"{_unit(x_scale(x))},{_unit(y_scale(y))}" for x, y in thin(line.points))
+        path = " ".join(f"{_unit(x_scale(x))},{_unit(y_scale(y))}" for x, y in thin(line.points, MOST_CORNERS))
         body.append(f'<polyline class="curve {style}" points="{path}"/>')
     return _svg(body, name)
 
@@ -138,15 +141,15 @@ def smoothed(points: Sequence[Point], share: float = 0.02) -> list[Point]:
     return [(x, float(mean)) for (x, _), mean in zip(points, means, strict=True)]
 
 
-def thin(points: Sequence[Point], most: int = 400) -> list[Point]:
-    """At most `most` points that look like all of them: of every stretch the first lowest and the first highest."""
+def thin(points: Sequence[Point], most: int) -> list[Point]:
+    """At most `most` points that look like all of them: of every stretch the first, the lowest and the highest."""
     if len(points) <= most:
         return list(points)
-    borders = np.linspace(0, len(points), most // 2 + 1).astype(int)
+    borders = np.linspace(0, len(points), (most - 1) // 3 + 1).astype(int)
     ys = np.asarray([y for _, y in points])
-    kept = {0, len(points) - 1}
+    kept = {len(points) - 1}
     for start, end in pairwise(borders):
-        kept |= {int(start + ys[start:end].argmin()), int(start + ys[start:end].argmax())}
+        kept |= {int(start), int(start + ys[start:end].argmin()), int(start + ys[start:end].argmax())}
     return [points[index] for index in sorted(kept)]
 
 

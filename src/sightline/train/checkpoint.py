@@ -9,17 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from sightline.errors import CheckpointError
 from sightline.model.save import appearing, size_of
-from sightline.model.tune import trainable_state
+from sightline.model.weights import PREFIX, STATE, WEIGHTS, checkpoints, trainable_state
 from sightline.recipe import Recipe, differences, dump_recipe
 from sightline.runtime import versions
 
-PREFIX = "checkpoint-"
-WEIGHTS, OPTIMIZER, STATE, RECIPE = "weights.safetensors", "optimizer.pt", "state.json", "recipe.yaml"
+OPTIMIZER, RECIPE = "optimizer.pt", "recipe.yaml"
 
 
 @dataclass(frozen=True)
@@ -55,25 +53,6 @@ def prune(run: Path, keep: int) -> None:
         shutil.rmtree(folder)
 
 
-def checkpoints(run: Path) -> list[Path]:
-    """The complete checkpoints of a run, oldest first."""
-    found = [folder for folder in run.glob(f"{PREFIX}*") if folder.name.removeprefix(PREFIX).isdecimal()]
-    return sorted(found, key=lambda folder: int(folder.name.removeprefix(PREFIX)))
-
-
-def find_checkpoint(run: Path, wanted: str) -> Path | None:
-    """The checkpoint at a path, or for `auto` the newest one of the run, if there is one."""
-    if wanted == "auto":
-        return max(checkpoints(run), key=lambda folder: int(folder.name.removeprefix(PREFIX)), default=None)
-    path = Path(wanted)
-    newest = checkpoints(path)
-    if newest:
-        return newest[-1]
-    if not (path / STATE).is_file():
-        raise CheckpointError(f"{path} is neither a checkpoint nor a run with checkpoints")
-    return path
-
-
 def read_state(folder: Path) -> State:
     """What a checkpoint is of; raises CheckpointError when a file is missing or shorter than it was written."""
     try:
@@ -96,23 +75,6 @@ def check_resumable(state: State, recipe: Recipe, data: str) -> None:
         raise CheckpointError(f"{state.folder} was made with another recipe: {'; '.join(differing)}")
     if state.data != data:
         raise CheckpointError(f"{state.folder} was made with other data: its files have changed since")
-
-
-def load_weights(folder: Path, model: torch.nn.Module) -> None:
-    """Put the tensors that learn back into a model that was tuned in the same way."""
-    try:
-        weights = load_file(folder / WEIGHTS)
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"checkpoint {folder} is damaged ({error}); take an older one") from error
-    own = trainable_state(model)
-    if own.keys() != weights.keys():
-        odd = sorted(own.keys() ^ weights.keys())
-        raise CheckpointError(f"{folder} holds other tensors than this recipe tunes ({len(odd)} differ, such as {odd[0]})")
-    with torch.no_grad():
-        for name, tensor in own.items():
-            if tensor.shape != weights[name].shape:
-                raise CheckpointError(f"{folder}: {name} is {list(weights[name].shape)}, expected {list(tensor.shape)}")
-            tensor.copy_(weights[name])
 
 
 def load_optimizer(folder: Path, optimizer: torch.optim.Optimizer) -> None:

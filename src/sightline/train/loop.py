@@ -16,18 +16,10 @@ from sightline.model.attention import packed_attention
 from sightline.model.load import VLM
 from sightline.model.save import save
 from sightline.model.tune import Group, apply_tuning, merge_adapters
+from sightline.model.weights import checkpoints, find_checkpoint, load_weights
 from sightline.recipe import Recipe, dump_recipe
-from sightline.runtime import console, pick_device, pick_dtype, seed_everything, versions
-from sightline.train.checkpoint import (
-    check_resumable,
-    checkpoints,
-    find_checkpoint,
-    load_optimizer,
-    load_weights,
-    prune,
-    read_state,
-    save_checkpoint,
-)
+from sightline.runtime import console, pick_device, pick_dtype, say, seed_everything, versions
+from sightline.train.checkpoint import State, check_resumable, load_optimizer, prune, read_state, save_checkpoint
 from sightline.train.engine import Engine
 from sightline.train.metrics import Log
 from sightline.train.optim import lr_scale, set_rates
@@ -47,7 +39,7 @@ def train(recipe: Recipe, work_dir: str | Path, *, resume: str | None = None, af
         raise CheckpointError(f"{run} already holds a run; go on with --resume, or choose another --work-dir")
     prompter = make_prompter(recipe.model)
     dataset = open_dataset(recipe.data, prompter, recipe.batch.max_length, console)
-    state = read_state(found) if resume is not None and (found := find_checkpoint(run, resume)) else None
+    state = _find_state(run, resume)
     if state is not None:
         check_resumable(state, recipe, dataset.fingerprint)
     plan = Plan(
@@ -116,8 +108,17 @@ def train(recipe: Recipe, work_dir: str | Path, *, resume: str | None = None, af
     device = pick_device(recipe.engine.device)
     finished = save(vlm, run / "hf", dtype=pick_dtype(recipe.engine.dtype, device))
     write_report(run / "report.html", title=run.name, runs=[read_run(run)])
-    console.print(f"finished: the model is in {finished}, the report in {run / 'report.html'}")
+    say(f"finished: the model is in {finished}, the report in {run / 'report.html'}")
     return finished
+
+
+def _find_state(run: Path, resume: str | None) -> State | None:
+    if resume is None:
+        return None
+    if resume == "auto" and not checkpoints(run):
+        say(f"no checkpoint in {run} yet: starting from the beginning")
+        return None
+    return read_state(find_checkpoint(run if resume == "auto" else Path(resume)))
 
 
 def _all_packs(plan: Plan, engine: Engine, budget: int, start: int) -> Iterator[Pack]:
@@ -144,9 +145,9 @@ def _open_run(run: Path, recipe: Recipe, dataset: Dataset, plan: Plan, groups: l
     (run / "run.json").write_text(json.dumps(facts, indent=2), encoding="utf-8")
     if dataset.bad_rows:
         write_bad_rows(dataset, run / "bad_rows.jsonl")
-        console.print(f"{len(dataset.bad_rows)} bad rows left out; they are listed in {run / 'bad_rows.jsonl'}")
+        say(f"{len(dataset.bad_rows)} bad rows left out; they are listed in {run / 'bad_rows.jsonl'}")
     learning = ", ".join(f"{group.name} {group.size:,} at {group.lr:g}" for group in groups)
-    console.print(f"{len(dataset):,} conversations, {plan.num_steps:,} steps; parameters that learn: {learning}")
+    say(f"{len(dataset):,} conversations, {plan.num_steps:,} steps; parameters that learn: {learning}")
 
 
 def _not_finite(loss: float, step: int, rows: list[str]) -> UserError:

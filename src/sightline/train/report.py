@@ -212,13 +212,12 @@ def _data(view: DataView) -> str:
     facts = {name: f"{number:,}" for name, number in numbers.items()}
     if view.tokens:
         facts["targets among the tokens"] = f"{view.targets / view.tokens:.1%}"
-    lengths = np.asarray(view.lengths)
-    if lengths.size:
-        middle, most = np.quantile(lengths, 0.5), lengths.max()
-        facts["tokens of a sample"] = f"{lengths.min():,} to {most:,}, half up to {middle:,.0f}"
+    if len(view.lengths):
+        facts["median length"] = f"{np.median(view.lengths):,.0f} tokens"
+        facts["longest"] = f"{np.max(view.lengths):,} tokens"
     chart = histogram_chart(view.lengths, name="lengths of the samples", x_name="tokens of a sample")
-    below = figure("Samples by length", chart, kind="alone")
-    return f"<h3>{escape(view.name)}</h3>{facts_list({**facts, **view.facts})}{below}"
+    body = figure("Samples by length", chart) + facts_list({**facts, **view.facts})
+    return f'<h3>{escape(view.name)}</h3><div class="data">{body}</div>'
 
 
 def _origin(run: RunView) -> str:

@@ -1,0 +1,31 @@
+"""`sightline convert`: a checkpoint of a run becomes a model directory that other programs load."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    kinds = parser.add_subparsers(dest="kind", required=True, metavar="KIND")
+    pth = kinds.add_parser("pth_to_hf", help="a checkpoint of a run -> a model directory")
+    pth.add_argument("recipe", help="the recipe of the run: a name or a YAML file")
+    pth.add_argument("checkpoint", help="a checkpoint folder, or a run (its newest checkpoint)")
+    pth.add_argument("out", help="the folder to write")
+    pth.add_argument("--save-format", choices=["huggingface"], default="huggingface", help="the layout (default: %(default)s)")
+    pth.add_argument("--fp32", action="store_true", help="keep 32-bit weights (default: the number format of training)")
+    pth.add_argument("--max-shard-size", default="5GB", help="size of a weights file (default: %(default)s)")
+    pth.add_argument("--cfg-options", nargs="+", default=[], metavar="key=value", help="values of the recipe to change")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Convert models between formats."""
+    from sightline.recipe import load_recipe
+
+    recipe = load_recipe(args.recipe, args.cfg_options)
+    from sightline.convert.checkpoint import checkpoint_to_hf
+
+    folder = checkpoint_to_hf(
+        recipe, Path(args.checkpoint), Path(args.out), fp32=args.fp32, max_shard_size=args.max_shard_size
+    )
+    print(folder)

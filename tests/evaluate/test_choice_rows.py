@@ -1,0 +1,128 @@
+"""A TSV is read as it is written, and what is wrong with it is found before anything is asked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import base64_png, png
+
+from sightline.errors import DataError
+from sightline.evaluate.choice_rows import read_choices, refuse
+
+Tsv = Callable[..., Path]
+
+
+def first_problem(path: Path) -> str:
+    with pytest.raises(DataError) as error:
+        refuse(path, read_choices(path)[1])
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_cells_stay_the_strings_that_they_are(tsv: Tsv) -> None:
+    rows, bad = read_choices(tsv({"A": "None", "B": "NA", "C": "nan", "D": "007", "hint": "null"}))
+    assert bad == []
+    assert rows[0].options == {"A": "None", "B": "NA", "C": "nan", "D": "007"}
+    assert rows[0].hint == "null"
+
+
+def test_an_empty_option_does_not_exist(tsv: Tsv) -> None:
+    rows, _ = read_choices(tsv({"C": "", "D": "cow"}))
+    assert rows[0].options == {"A": "cat", "B": "dog", "D": "cow"}
+
+
+def test_quotes_line_breaks_and_a_byte_order_mark(tsv: Tsv) -> None:
+    path = tsv({"question": 'He says "no"\nand\tleaves'}, {})
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes() + b"\n")
+    rows, _ = read_choices(path)
+    assert [(row.number, row.question) for row in rows] == [(1, 'He says "no"\nand\tleaves'), (2, "What is it?")]
+
+
+def test_columns_that_a_file_may_lack(tsv: Tsv) -> None:
+    rows, _ = read_choices(tsv({}, without=("hint", "answer", "category", "C", "D")))
+    assert (rows[0].answer, rows[0].category, rows[0].l2_category, rows[0].split) == (None, None, None, None)
+    rows, _ = read_choices(tsv({"l2-category": "AR", "split": "dev", "E": "fly", "answer": "E"}, more=("l2-category", "split", "E")))
+    assert (rows[0].answer, rows[0].category, rows[0].l2_category, rows[0].split) == ("E", "kind", "AR", "dev")
+
+
+def test_an_answer_column_without_answers_is_a_test_split(tsv: Tsv) -> None:
+    rows, bad = read_choices(tsv({"answer": ""}, {"answer": ""}))
+    assert bad == [] and rows[0].answer is None
+
+
+def test_images_are_followed_through_references(tsv: Tsv) -> None:
+    path = tsv({"index": 5, "image": base64_png("blue")}, {"index": 1000005, "image": "5"}, {"index": 2000005, "image": "1000005"})
+    rows, bad = read_choices(path)
+    assert bad == []
+    assert [row.image for row in rows] == [png("blue")] * 3
+    assert rows[0].image is rows[2].image
+
+
+def test_cells_larger_than_the_csv_module_likes(tsv: Tsv) -> None:
+    rows, _ = read_choices(tsv({"question": "x" * 200_000}))
+    assert len(rows[0].question) == 200_000
+
+
+@pytest.mark.parametrize(("row", "reason"), [
+    ({"A": ""}, "option A is empty"),
+    ({"answer": "C"}, "the answer 'C' is not among the options A, B"),
+    ({"answer": "dog"}, "the answer 'dog' is not among the options A, B"),
+    ({"answer": ""}, "the answer is empty, while other rows have one"),
+    ({"image": ""}, "the image is empty"),
+    ({"image": "!!!!"}, "neither base64 nor the index of a row"),
+    ({"image": "99"}, "the image refers to index 99, which no row has"),
+    ({"image": "2"}, "the image refers to itself: 2 -> 2"),
+    ({"image": "aGVsbG8gd29ybGQsIHRoaXMgaXMgbm8gaW1hZ2U="}, "not an image"),
+    ({"image": base64_png()[:60]}, "image"),
+    ({"question": "What is in <image>?"}, "the text holds <image>"),
+])
+def test_a_bad_row_is_named(tsv: Tsv, row: dict[str, Any], reason: str) -> None:
+    path = tsv({}, row, {})
+    message = first_problem(path)
+    assert message.startswith(f"{path}: row 2: ")
+    assert reason in message
+    assert [choice.number for choice in read_choices(path)[0]] == [1, 3]
+
+
+def test_all_bad_rows_are_named_at_once(tsv: Tsv) -> None:
+    assert "(also rows that cannot be used: 3, 4)" in first_problem(tsv({}, {"A": ""}, {"image": ""}, {"answer": "Z"}))
+
+
+def test_a_cycle_of_references_ends(tsv: Tsv) -> None:
+    assert "refers to itself: 1 -> 2 -> 1" in first_problem(tsv({"image": "2"}, {"image": "1"}))
+
+
+@pytest.mark.parametrize(("rows", "settings", "reason"), [
+    ([], {}, "the file holds no rows"),
+    ([{}], {"without": ("A", "image")}, "no column 'image', 'A' (there are: 'index', 'question'"),
+    ([{}], {"more": ("A",)}, "a column name comes twice"),
+    ([{}, {"index": 1}], {}, "row 2: the index 1 is already that of row 1"),
+    ([{}, {"index": "two"}], {}, "row 2: the index 'two' is not a whole number"),
+])
+def test_a_bad_file_is_refused(tsv: Tsv, rows: list[dict[str, Any]], settings: dict[str, Any], reason: str) -> None:
+    path = tsv(*rows, **settings)
+    message = first_problem(path)
+    assert message.startswith(str(path)) and reason in message
+
+
+@pytest.mark.parametrize(("content", "reason"), [
+    (b"", "the file is empty"),
+    (b"index,question,A,image\n1,what,cat,xyz\n", "no column 'index'"),
+    (b"index\tquestion\tA\timage\n1\twhat\n", "row 1: 2 cells, but 4 columns"),
+    (b'index\tquestion\tA\timage\n1\t"what\tcat\tx\n2\twhat\tcat\tx\n', "row 1: broken quotes"),
+    (b"index\tquestion\tA\timage\n1\twh\xe9t\tcat\tx\n", "not UTF-8"),
+])
+def test_a_file_that_is_no_tsv_is_refused(tmp_path: Path, content: bytes, reason: str) -> None:
+    path = tmp_path / "broken.tsv"
+    path.write_bytes(content)
+    assert reason in first_problem(path)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"data file .*nowhere\.tsv is missing"):
+        read_choices(tmp_path / "nowhere.tsv")
+    with pytest.raises(DataError, match="is not a file"):
+        read_choices(tmp_path)

@@ -1,0 +1,99 @@
+"""Which option an answer names; the cases were decided by hand."""
+
+import pytest
+
+from sightline.evaluate.letters import option_letter
+
+COLOURS = {"A": "red", "B": "green", "C": "blue", "D": "yellow"}
+SHAPES = {"A": "green square", "B": "red square", "C": "blue circle", "D": "red"}
+YES_NO = {"A": "Yes", "B": "No"}
+NUMBERS = {"A": "1", "B": "2", "C": "3", "D": "12"}
+LETTERS = {"A": "B", "B": "A"}
+VITAMINS = {"A": "Vitamin D", "B": "Vitamin C", "C": "Water"}
+CHINESE = {"A": "红色", "B": "绿色"}
+
+
+@pytest.mark.parametrize("answer", [
+    "B", "B.", "(B)", "[B]", "**B**", "'B'", "- B", " B\n", "B. green", "B) green", "B: green", "B - green", "B green",
+    "B\ngreen", "(B) green", "Answer: B", "The answer is B", "The answer is (B).", "The correct answer is option B: green",
+    "The correct answer is:\n\n**B**", "$\\boxed{B}$", "I think it is B.", "B is right", "select B", "green (B)", "选B",
+    "答案是B。", "答案：Ｂ", "（B）", "选项B", "A looks good at first. The answer is B.", "B. There is no sky",  # noqa: RUF001
+    "There is no red, so the answer is B", "not sure, answer: B", "green", "Green.", "GREEN", "It is green", "The green one",
+    "a green", "green. It is the grass.",
+])
+def test_answers_that_mean_b(answer: str) -> None:
+    assert option_letter(answer, COLOURS) == "B"
+
+
+@pytest.mark.parametrize("answer", [
+    "", " ", "CAT", "Because", "ABCD", "AB", "Bluebird", "Cyan", "Dog", "a", "b", "E", "Z", "X-ray of B-cells", "B's", "A dog",
+    "A B", "A, B, C, D", "A or B", "A/B", "Both option A and option B", "red or green", "not red", "green, not red",
+    "The answer is not B", "The answer is B, not A.", "It is not B.", "B is not right", "I would not choose B",
+    "I don't choose B", "the answer isn't B", "The wrong option is B", "不选B", "不应该选B", "It has vitamin C inside",
+    "Sorry, I can't help", "I cannot determine the answer",
+])
+def test_answers_that_mean_nothing_for_sure(answer: str) -> None:
+    assert option_letter(answer, COLOURS) is None
+
+
+@pytest.mark.parametrize(("answer", "options", "letter"), [
+    ("A red square", SHAPES, "B"),
+    ("A big red square", SHAPES, "B"),
+    ("A green square", SHAPES, "A"),
+    ("It is red", SHAPES, "D"),
+    ("A red", {"A": "green", "B": "red"}, "B"),
+    ("Answer: A red square", SHAPES, "B"),
+    ("A is correct", COLOURS, "A"),
+    ("The answer is A because it is red", COLOURS, "A"),
+    ("Option A shows it", COLOURS, "A"),
+    ("A\nThe thing is red", COLOURS, "A"),
+    ("A. red because B is green", COLOURS, "A"),
+    ("a dog", {"A": "a cat", "B": "a dog"}, "B"),
+    ("A dog and a cat", {"A": "a cat", "B": "a dog"}, None),
+    ("Vitamin C", VITAMINS, "B"),
+    ("It is Vitamin C.", VITAMINS, "B"),
+    ("No", YES_NO, "B"),
+    ("No, there isn't.", YES_NO, "B"),
+    ("No, yes", YES_NO, None),
+    ("There are 2 cats", NUMBERS, "B"),
+    ("There are 12 cats", NUMBERS, "D"),
+    ("2 or 3", NUMBERS, None),
+    ("2.5", {"A": "2", "B": "2.5"}, "B"),
+    ("None", {"A": "One", "B": "None"}, "B"),
+    ("nan", {"A": "nan", "B": "None"}, "A"),
+    ("D. None of the above", {"A": "cat", "D": "None of the above"}, "D"),
+    ("B", LETTERS, "B"),
+    ("B. A", LETTERS, "B"),
+    ("E", {"A": "E", "B": "F"}, "A"),
+    ("D", YES_NO, None),
+    ("The answer is D", YES_NO, None),
+    ("E", {"A": "a", "B": "b", "E": "e"}, "E"),
+    ("I think B", {"B": "x", "I": "y"}, "B"),
+    ("U.S.", {"S": "x", "U": "y"}, None),
+    ("<", {"A": "<", "B": ">"}, "A"),
+    ("red", {"A": "red", "B": "red"}, None),
+    ("这是红色的", CHINESE, "A"),
+    ("这不是红色", CHINESE, None),
+])
+def test_answers_that_depend_on_the_options(answer: str, options: dict[str, str], letter: str | None) -> None:
+    assert option_letter(answer, options) == letter
+
+
+def test_a_long_text_in_which_an_option_turns_up_is_no_answer() -> None:
+    assert option_letter("The picture shows a busy street in the evening with red lamps everywhere", COLOURS) is None
+
+
+@pytest.mark.parametrize(("answer", "theirs"), [
+    ("A", "A"), ("A.", "A"), ("(A)", "A"), ("A. red", "A"), ("red", "A"), ("Answer: C", "C"), ("A red square", "A"),
+    ("a", None), ("red or green", None), ("A B", None), ("", None),
+])
+def test_as_vlmevalkit(answer: str, theirs: str | None) -> None:
+    # What `can_infer` of VLMEvalKit (2025) returned for these options. It takes the article of "A red square" for a letter
+    # and is right by chance; with other options ours reads the text (above).
+    assert option_letter(answer, COLOURS) == theirs
+
+
+@pytest.mark.parametrize("answer", ["CAT", "Because", "E"])
+def test_not_as_xtuner(answer: str) -> None:
+    # XTuner takes the first run of [A-D]: "CA" of "CAT", "B" of "Because"; and it never finds an E.
+    assert option_letter(answer, COLOURS) is None
