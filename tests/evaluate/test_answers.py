@@ -9,12 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import FakeModel, png
+from fake_model import FakeModel, png
 from PIL import Image
 
 from sightline.errors import DataError
 from sightline.evaluate import answers
 from sightline.evaluate.answers import evaluate_answers, read_questions
+from sightline.evaluate.task import Share
+
+TURNS = [{"from": "human", "value": "<image>?"}, {"from": "gpt", "value": "x"}]
 
 
 @pytest.fixture
@@ -53,7 +56,7 @@ def test_only_the_exact_answer_counts(model: FakeModel, data: Path) -> None:
     model.says = lambda messages: said[messages[-1].text.removeprefix("<image>\n").removeprefix("<image>\n")]
     result = evaluate_answers(model.vlm, data, data.parent / "pictures", batch_size=2, max_new_tokens=9)
     assert result.score.value == 0.5
-    assert {name: (share.right, share.total) for name, share in result.score.table.items()} == {"all": (1, 2), "colour": (1, 2)}
+    assert result.score.table == {"all": Share(1, 2), "colour": Share(1, 2)}
     assert [(row.id, row.question, row.answer, row.truth, row.right) for row in result.answers] == [
         ("one/1", "What colour?", "red", "red", True),
         ("one/2", "Sure?", "Yes", "yes", False),
@@ -76,17 +79,21 @@ def test_blank_images_are_grey_and_of_the_same_size(model: FakeModel, data: Path
 
 
 @pytest.mark.parametrize(("row", "reason"), [
-    ({"image": "c.png", "conversations": [{"from": "human", "value": "<image>?"}, {"from": "gpt", "value": "x"}]}, "missing"),
-    ({"image": "../data.json", "conversations": [{"from": "human", "value": "<image>?"}, {"from": "gpt", "value": "x"}]},
-     "leads out of its folder"),
+    ({"image": "c.png", "conversations": TURNS}, "missing"),
+    ({"image": "../data.json", "conversations": TURNS}, "leads out of its folder"),
+    ({"conversations": TURNS}, "0 images but 1 <image>"),
     ({"conversations": []}, "conversations"),
 ])
-def test_a_bad_row_is_named_before_the_model_is_loaded(model: FakeModel, data: Path, row: dict[str, Any], reason: str) -> None:
-    good = {"conversations": [{"from": "human", "value": "?"}, {"from": "gpt", "value": "x"}]}
-    path = write(data.parent, [good, row])
+def test_a_bad_row_is_named_before_loading(model: FakeModel, data: Path, row: dict[str, Any], reason: str) -> None:
+    path = write(data.parent, [{"image": "a.png", "conversations": TURNS}, row])
     with pytest.raises(DataError, match=f"data.json: row 2: .*{reason}"):
-        answers.run(parse("m", "--data-path", str(path), "--image-folder", str(data.parent / "pictures")))
+        answers.run(parse(*words_for(path, data.parent)))
     assert model.loaded == []
+
+
+def words_for(data: Path, folder: Path) -> tuple[str, ...]:
+    pictures, out = str(folder / "pictures"), str(folder / "out")
+    return ("m", "--data-path", str(data), "--image-folder", pictures, "--work-dir", out)
 
 
 def parse(*words: str) -> argparse.Namespace:
@@ -99,7 +106,7 @@ def test_the_command_writes_each_answer(
     model: FakeModel, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model.says = lambda messages: "red"
-    words = ("m", "--data-path", str(data), "--image-folder", str(data.parent / "pictures"), "--work-dir", str(tmp_path / "out"))
+    words = words_for(data, tmp_path)
     answers.run(parse(*words))
     folder, = (tmp_path / "out").iterdir()
     result = json.loads((folder / "answers_result.json").read_text())
@@ -118,7 +125,7 @@ def test_blank_and_real_images_never_share_answers(model: FakeModel, data: Path,
         raise KeyboardInterrupt
 
     model.says = fails
-    words = ("m", "--data-path", str(data), "--image-folder", str(data.parent / "pictures"), "--work-dir", str(tmp_path / "out"))
+    words = words_for(data, tmp_path)
     for more in ((), ("--blank-images",)):
         with pytest.raises(KeyboardInterrupt):
             answers.run(parse(*words, *more))

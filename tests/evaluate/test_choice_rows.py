@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import base64_png, png
+from fake_model import base64_png, png
 
 from sightline.errors import DataError
 from sightline.evaluate.choice_rows import read_choices, refuse
@@ -44,7 +44,8 @@ def test_quotes_line_breaks_and_a_byte_order_mark(tsv: Tsv) -> None:
 def test_columns_that_a_file_may_lack(tsv: Tsv) -> None:
     rows, _ = read_choices(tsv({}, without=("hint", "answer", "category", "C", "D")))
     assert (rows[0].answer, rows[0].category, rows[0].l2_category, rows[0].split) == (None, None, None, None)
-    rows, _ = read_choices(tsv({"l2-category": "AR", "split": "dev", "E": "fly", "answer": "E"}, more=("l2-category", "split", "E")))
+    row = {"l2-category": "AR", "split": "dev", "E": "fly", "answer": "E"}
+    rows, _ = read_choices(tsv(row, more=("l2-category", "split", "E")))
     assert (rows[0].answer, rows[0].category, rows[0].l2_category, rows[0].split) == ("E", "kind", "AR", "dev")
 
 
@@ -54,8 +55,8 @@ def test_an_answer_column_without_answers_is_a_test_split(tsv: Tsv) -> None:
 
 
 def test_images_are_followed_through_references(tsv: Tsv) -> None:
-    path = tsv({"index": 5, "image": base64_png("blue")}, {"index": 1000005, "image": "5"}, {"index": 2000005, "image": "1000005"})
-    rows, bad = read_choices(path)
+    first = {"index": 5, "image": base64_png("blue")}
+    rows, bad = read_choices(tsv(first, {"index": 1000005, "image": "5"}, {"index": 2000005, "image": "1000005"}))
     assert bad == []
     assert [row.image for row in rows] == [png("blue")] * 3
     assert rows[0].image is rows[2].image

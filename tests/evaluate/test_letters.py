@@ -15,21 +15,23 @@ CHINESE = {"A": "红色", "B": "绿色"}
 
 @pytest.mark.parametrize("answer", [
     "B", "B.", "(B)", "[B]", "**B**", "'B'", "- B", " B\n", "B. green", "B) green", "B: green", "B - green", "B green",
-    "B\ngreen", "(B) green", "Answer: B", "The answer is B", "The answer is (B).", "The correct answer is option B: green",
+    "B\ngreen", "(B) green", "Answer: B", "The answer is B", "The answer is (B).",
+    "The correct answer is option B: green",
     "The correct answer is:\n\n**B**", "$\\boxed{B}$", "I think it is B.", "B is right", "select B", "green (B)", "选B",
     "答案是B。", "答案：Ｂ", "（B）", "选项B", "A looks good at first. The answer is B.", "B. There is no sky",  # noqa: RUF001
-    "There is no red, so the answer is B", "not sure, answer: B", "green", "Green.", "GREEN", "It is green", "The green one",
-    "a green", "green. It is the grass.",
+    "There is no red, so the answer is B", "not sure, answer: B", "green", "Green.", "GREEN", "It is green",
+    "The green one", "a green", "green. It is the grass.",
 ])
 def test_answers_that_mean_b(answer: str) -> None:
     assert option_letter(answer, COLOURS) == "B"
 
 
 @pytest.mark.parametrize("answer", [
-    "", " ", "CAT", "Because", "ABCD", "AB", "Bluebird", "Cyan", "Dog", "a", "b", "E", "Z", "X-ray of B-cells", "B's", "A dog",
-    "A B", "A, B, C, D", "A or B", "A/B", "Both option A and option B", "red or green", "not red", "green, not red",
-    "The answer is not B", "The answer is B, not A.", "It is not B.", "B is not right", "I would not choose B",
-    "I don't choose B", "the answer isn't B", "The wrong option is B", "不选B", "不应该选B", "It has vitamin C inside",
+    "", " ", "CAT", "Because", "ABCD", "AB", "Bluebird", "Cyan", "Dog", "a", "b", "E", "Z", "X-ray of B-cells", "B's",
+    "A dog", "A B", "A, B, C, D", "A or B", "A/B", "Both option A and option B", "red or green", "not red",
+    "green, not red", "The answer is not B", "The answer is B, not A.", "It is not B.", "B is not right",
+    "I would not choose B", "I don't choose B",
+    "the answer isn't B", "The wrong option is B", "不选B", "不应该选B", "It has vitamin C inside",
     "Sorry, I can't help", "I cannot determine the answer",
 ])
 def test_answers_that_mean_nothing_for_sure(answer: str) -> None:
@@ -88,8 +90,8 @@ def test_a_long_text_in_which_an_option_turns_up_is_no_answer() -> None:
     ("a", None), ("red or green", None), ("A B", None), ("", None),
 ])
 def test_as_vlmevalkit(answer: str, theirs: str | None) -> None:
-    # What `can_infer` of VLMEvalKit (2025) returned for these options. It takes the article of "A red square" for a letter
-    # and is right by chance; with other options ours reads the text (above).
+    # What `can_infer` of VLMEvalKit returns. It takes the article of "A red square" for a letter and is right by
+    # chance; ours reads the text (with other options: above).
     assert option_letter(answer, COLOURS) == theirs
 
 
