@@ -46,10 +46,16 @@ def make_tokenizer(kind: str = "byte", *, extra: tuple[str, ...] = ()) -> PreTra
         )
         special += [f"<0x{byte:02X}>" for byte in range(256)]
         alphabet = []
-    trainer = trainers.BpeTrainer(vocab_size=560, special_tokens=special, initial_alphabet=alphabet, show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=560, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+    )
     tokenizer.train_from_iterator([WORDS] * 4, trainer)
     fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>", clean_up_tokenization_spaces=False
+        tokenizer_object=tokenizer,
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        clean_up_tokenization_spaces=False,
     )
     fast.add_special_tokens({"additional_special_tokens": list(extra)})
     return fast

@@ -1,11 +1,11 @@
 """What a person can mend, and where.
 
-    UserError               ends in one line and exit code 2; everything else is a bug (traceback, exit code 1)
-      RecipeError           a recipe or an override: file, dotted key, nearest valid key
-      DataError             a data file, a row, an image: file and row number
-      ModelError            a model folder: what is missing or does not fit
-      CheckpointError       a checkpoint of a run: what differs, what is cut
-      MissingExtra          an optional package: the command that installs it
+UserError               ends in one line and exit code 2; everything else is a bug (traceback, exit code 1)
+  RecipeError           a recipe or an override: file, dotted key, nearest valid key
+  DataError             a data file, a row, an image: file and row number
+  ModelError            a model folder: what is missing or does not fit
+  CheckpointError       a checkpoint of a run: what differs, what is cut
+  MissingExtra          an optional package: the command that installs it
 """
 
 from __future__ import annotations

@@ -12,7 +12,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     pth.add_argument("recipe", help="the recipe of the run: a name or a YAML file")
     pth.add_argument("checkpoint", help="a checkpoint folder, or a run (its newest checkpoint)")
     pth.add_argument("out", help="the folder to write")
-    pth.add_argument("--save-format", choices=["huggingface"], default="huggingface", help="the layout (default: %(default)s)")
+    pth.add_argument(
+        "--save-format", choices=["huggingface"], default="huggingface", help="the layout (default: %(default)s)"
+    )
     pth.add_argument("--fp32", action="store_true", help="keep 32-bit weights (default: the number format of training)")
     pth.add_argument("--max-shard-size", default="5GB", help="size of a weights file (default: %(default)s)")
     pth.add_argument("--cfg-options", nargs="+", default=[], metavar="key=value", help="values of the recipe to change")

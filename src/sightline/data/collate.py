@@ -43,12 +43,17 @@ class Batch:
         return self.input_ids.shape[1]
 
     def to(self, device: torch.device) -> Batch:
-        moved = {name: value.to(device, non_blocking=True) for name, value in vars(self).items()
-                 if isinstance(value, torch.Tensor)}
+        moved = {
+            name: value.to(device, non_blocking=True)
+            for name, value in vars(self).items()
+            if isinstance(value, torch.Tensor)
+        }
         return Batch(sample_lengths=self.sample_lengths, **moved)
 
 
-def collate(encoded: Sequence[Encoded], pixel_values: torch.Tensor | None, stand_in: Encoded, grey: torch.Tensor) -> Batch:
+def collate(
+    encoded: Sequence[Encoded], pixel_values: torch.Tensor | None, stand_in: Encoded, grey: torch.Tensor
+) -> Batch:
     """Put samples behind one another.
 
     A pack without an image gets a stand-in sample of one grey image and no target, so that the vision tower and the

@@ -32,7 +32,9 @@ def to_conversation(row: Row, origin: str, images_folder: str | Path | None) -> 
         images = [ImageRef(path, folder) for path in paths]
         places = sum(value.count(IMAGE) for _, value in turns)
         if places != len(images):
-            raise DataError(f"{_count(len(images), 'image')} but {_count(places, IMAGE)} in the conversations; they must agree")
+            raise DataError(
+                f"{_count(len(images), 'image')} but {_count(places, IMAGE)} in the conversations; they must agree"
+            )
         messages, used = [], 0
         for role, value in turns:
             here = value.count(IMAGE)
@@ -77,7 +79,9 @@ def _check_order(messages: list[Message]) -> None:
     for number, message in enumerate(turns):
         expected = "assistant" if number % 2 else "user"
         if message.role != expected:
-            raise DataError(f"turn {number + 1} is the {message.role}'s, expected the {expected}'s: turns must alternate")
+            raise DataError(
+                f"turn {number + 1} is the {message.role}'s, expected the {expected}'s: turns must alternate"
+            )
     if len(turns) < 2 or turns[-1].role != "assistant":
         raise DataError("the conversation does not end with an answer")
     for number, message in enumerate(turns, 1):

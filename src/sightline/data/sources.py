@@ -98,7 +98,9 @@ def _array(path: Path, content: mmap.mmap | bytes, start: int) -> list[tuple[int
         return byte
 
     def broken(reason: str) -> DataError:
-        return DataError(f"{path}: {reason} at byte {byte}, in row {len(spans) + 1}; the file is damaged or was cut off")
+        return DataError(
+            f"{path}: {reason} at byte {byte}, in row {len(spans) + 1}; the file is damaged or was cut off"
+        )
 
     advance(text.index("[") + 1)
     while True:

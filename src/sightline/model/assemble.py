@@ -78,10 +78,15 @@ def load_projector(model: LlavaForConditionalGeneration, source: str) -> None:
     with safe_open(file, framework="pt") as tensors:
         state = {short: tensors.get_tensor(name) for short, name in names.items()}
     own = projector.state_dict()
-    wrong = [f"{name} is {list(state[name].shape)}, not {list(own[name].shape)}"
-             for name in PROJECTOR if state[name].shape != own[name].shape]
+    wrong = [
+        f"{name} is {list(state[name].shape)}, not {list(own[name].shape)}"
+        for name in PROJECTOR
+        if state[name].shape != own[name].shape
+    ]
     if wrong:
-        raise ModelError(f"the projector of {source} does not fit this language model and vision tower: {'; '.join(wrong)}")
+        raise ModelError(
+            f"the projector of {source} does not fit this language model and vision tower: {'; '.join(wrong)}"
+        )
     projector.load_state_dict(state)
     say(f"projector: {len(state)} tensors from {file}")
 
@@ -93,11 +98,16 @@ def _find_projector(source: Path) -> tuple[Path, dict[str, str]]:
     for folder in (source, source / "hf"):
         for file in sorted(folder.glob("*.safetensors")):
             with safe_open(file, framework="pt") as tensors:
-                names = {name.split("multi_modal_projector.")[-1]: name for name in tensors.keys()  # noqa: SIM118
-                         if "multi_modal_projector." in name}
+                names = {
+                    name.split("multi_modal_projector.")[-1]: name
+                    for name in tensors.keys()  # noqa: SIM118
+                    if "multi_modal_projector." in name
+                }
             if set(PROJECTOR) <= names.keys():
                 return file, {short: names[short] for short in PROJECTOR}
-    raise ModelError(f"model.projector_from: {source} holds no projector (multi_modal_projector.* in a .safetensors file)")
+    raise ModelError(
+        f"model.projector_from: {source} holds no projector (multi_modal_projector.* in a .safetensors file)"
+    )
 
 
 def _join(spec: ModelRecipe, prompter: Prompter) -> LlavaForConditionalGeneration:

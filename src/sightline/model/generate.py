@@ -211,4 +211,3 @@ def _without_stop(pieces: Iterator[str] | Sequence[str] | TextIteratorStreamer, 
         held = held[safe:]
     if held:
         yield held
-

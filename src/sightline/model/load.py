@@ -58,8 +58,11 @@ def load(
         options |= {"quantization_config": _quantized(bits, options["dtype"]), "device_map": {"": where}}
     with reading(path), quiet():
         model, report = AutoModelForImageTextToText.from_pretrained(path, output_loading_info=True, **options)
-    wrong = [f"{kind.replace('_', ' ')}: {', '.join(sorted(map(str, report[kind]))[:3])} ..."
-             for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") if report.get(kind)]
+    wrong = [
+        f"{kind.replace('_', ' ')}: {', '.join(sorted(map(str, report[kind]))[:3])} ..."
+        for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")
+        if report.get(kind)
+    ]
     if wrong:
         raise ModelError(f"the weights in {path} do not fit its config.json ({'; '.join(wrong)})")
     if bits is None:
@@ -78,7 +81,9 @@ def load_parts(path: str | Path) -> tuple[Any, Any, Any]:
     with reading(path), quiet():
         config = AutoConfig.from_pretrained(path)
         if config.model_type != "llava":
-            raise ModelError(f"{path} is a {config.model_type!r} model, not a LLaVA model; assemble or convert it first")
+            raise ModelError(
+                f"{path} is a {config.model_type!r} model, not a LLaVA model; assemble or convert it first"
+            )
         # The PIL backend everywhere: pixels must not depend on whether torchvision happens to be installed.
         return config, AutoTokenizer.from_pretrained(path), AutoImageProcessor.from_pretrained(path, backend="pil")
 
@@ -101,13 +106,17 @@ def recognise_template(tokenizer: Any, path: str | Path) -> Template:
         raise ModelError(f"{path} has no chat template; name one with --prompt-template ({names})")
     messages = (ask("a"), Message("assistant", (Text("b"),)), ask("c"))
     theirs = tokenizer.apply_chat_template(
-        [{"role": message.role, "content": message.text} for message in messages], tokenize=False, add_generation_prompt=True
+        [{"role": message.role, "content": message.text} for message in messages],
+        tokenize=False,
+        add_generation_prompt=True,
     )
     for template in TEMPLATES.values():
         ours = render(template, messages, bos=tokenizer.bos_token or "", eos=tokenizer.eos_token or "")
         if to_text(ours) == theirs:
             return template
-    raise ModelError(f"the chat template of {path} is none that Sightline knows; name one with --prompt-template ({names})")
+    raise ModelError(
+        f"the chat template of {path} is none that Sightline knows; name one with --prompt-template ({names})"
+    )
 
 
 @contextmanager

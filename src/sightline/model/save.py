@@ -87,7 +87,11 @@ def write_processor(prompter: Prompter, config: Any, folder: Path) -> None:
     _write_json(folder / "chat_template.json", {"chat_template": template})
     settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
     # The name that transformers 4 knows; 5 reads it as well.
-    settings |= {"tokenizer_class": "PreTrainedTokenizerFast", "chat_template": template, "processor_class": "LlavaProcessor"}
+    settings |= {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "chat_template": template,
+        "processor_class": "LlavaProcessor",
+    }
     _write_json(folder / "tokenizer_config.json", settings)
     special = {key: str(token) for key, token in tokenizer.special_tokens_map.items() if isinstance(token, str)}
     _write_json(folder / "special_tokens_map.json", special)

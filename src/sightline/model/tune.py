@@ -40,13 +40,19 @@ def apply_tuning(model: LlavaForConditionalGeneration, tune: TuneRecipe, optim: 
         llm.requires_grad_(True)
         model.lm_head.requires_grad_(True)
     elif tune.llm == "lora":
-        _add_lora(llm, tune.llm_lora or LoraRecipe(), [name for name, m in llm.named_modules() if isinstance(m, nn.Linear)])
+        _add_lora(
+            llm, tune.llm_lora or LoraRecipe(), [name for name, m in llm.named_modules() if isinstance(m, nn.Linear)]
+        )
     if tune.vision_tower == "full":
         for _, module in used:
             module.requires_grad_(True)
     elif tune.vision_tower == "lora":
-        names = [f"{prefix}.{name}" for prefix, module in used for name, m in module.named_modules()
-                 if isinstance(m, nn.Linear)]
+        names = [
+            f"{prefix}.{name}"
+            for prefix, module in used
+            for name, m in module.named_modules()
+            if isinstance(m, nn.Linear)
+        ]
         _add_lora(tower, tune.vision_lora or LoraRecipe(), names)
     model.model.multi_modal_projector.requires_grad_(tune.projector == "full")
 

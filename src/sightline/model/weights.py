@@ -44,7 +44,9 @@ def load_weights(folder: Path, model: torch.nn.Module) -> None:
     own = trainable_state(model)
     if own.keys() != weights.keys():
         odd = sorted(own.keys() ^ weights.keys())
-        raise CheckpointError(f"{folder} holds other tensors than this recipe tunes ({len(odd)} differ, such as {odd[0]})")
+        raise CheckpointError(
+            f"{folder} holds other tensors than this recipe tunes ({len(odd)} differ, such as {odd[0]})"
+        )
     with torch.no_grad():
         for name, tensor in own.items():
             if tensor.shape != weights[name].shape:

@@ -88,7 +88,11 @@ def _read(ref: ImageRef) -> Path | io.BytesIO:
     if source.startswith("data:"):
         head, comma, body = source.partition(",")
         try:
-            data = base64.b64decode(body, validate=True) if head.endswith(";base64") else urllib.parse.unquote_to_bytes(body)
+            data = (
+                base64.b64decode(body, validate=True)
+                if head.endswith(";base64")
+                else urllib.parse.unquote_to_bytes(body)
+            )
         except binascii.Error as error:
             raise DataError(f"image {name_of(ref)}: broken base64 ({error})") from error
         if not comma:
@@ -96,7 +100,9 @@ def _read(ref: ImageRef) -> Path | io.BytesIO:
         return io.BytesIO(data)
     if source.startswith(("http://", "https://")):
         if ref.folder is not None:
-            raise DataError(f"image {name_of(ref)}: rows are not fetched from the network; download it and name the file")
+            raise DataError(
+                f"image {name_of(ref)}: rows are not fetched from the network; download it and name the file"
+            )
         try:
             with urllib.request.urlopen(source, timeout=30) as answer:
                 return io.BytesIO(answer.read())

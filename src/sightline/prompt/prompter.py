@@ -13,7 +13,7 @@ import numpy as np
 from sightline.errors import DataError, ModelError
 from sightline.prompt.images import open_image
 from sightline.prompt.templates import BOS, EOS, TEMPLATES, Template, render, to_text
-from sightline.types import IGNORE, IMAGE, Encoded, ImageRef, Message, Segment, Text
+from sightline.types import IGNORE, IMAGE, Encoded, ImageRef, Message, Segment
 
 if TYPE_CHECKING:
     import torch
@@ -37,7 +37,9 @@ class Prompter:
 
     def __post_init__(self) -> None:
         if not self.tokenizer.is_fast:
-            raise ModelError("this tokenizer has no tokenizer.json; convert it to a fast one (AutoTokenizer, save_pretrained)")
+            raise ModelError(
+                "this tokenizer has no tokenizer.json; convert it to a fast one (AutoTokenizer, save_pretrained)"
+            )
         if self.tokenizer.convert_tokens_to_ids(IMAGE) in (None, self.tokenizer.unk_token_id):
             raise ModelError(f"the tokenizer does not know {IMAGE}; assemble the model first")
 
@@ -104,7 +106,9 @@ class Prompter:
     def _grey(self) -> torch.Tensor:
         from PIL import Image
 
-        result: torch.Tensor = self.image_processor([Image.new("RGB", (32, 32), (122, 116, 104))], return_tensors="pt")["pixel_values"]
+        result: torch.Tensor = self.image_processor([Image.new("RGB", (32, 32), (122, 116, 104))], return_tensors="pt")[
+            "pixel_values"
+        ]
         return result
 
     def grey_pixels(self) -> torch.Tensor:
@@ -119,8 +123,10 @@ class Prompter:
         for ids, is_image, is_target in _runs(encoded, self.image_token_id):
             if is_image:
                 count = len(ids) // self.tokens_per_image
-                result.append(f"{IMAGE} x {len(ids)} tokens" if count == 1 else f"{count} {IMAGE} x {self.tokens_per_image}",
-                              style="black on cyan")
+                result.append(
+                    f"{IMAGE} x {len(ids)} tokens" if count == 1 else f"{count} {IMAGE} x {self.tokens_per_image}",
+                    style="black on cyan",
+                )
             else:
                 text = self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
                 result.append(text, style="bold green" if is_target else "dim")
@@ -144,8 +150,12 @@ class Prompter:
             pieces = [self._with_offsets(text, start, end) for start, end in zip(cuts, cuts[1:], strict=False)]
             ids = np.concatenate([ids for ids, _ in pieces])
             offsets = np.concatenate([offsets for _, offsets in pieces])
-            crossed = [edge for border in borders for edge in border
-                       if edge not in cuts and ((offsets[:, 0] < edge) & (edge < offsets[:, 1])).any()]
+            crossed = [
+                edge
+                for border in borders
+                for edge in border
+                if edge not in cuts and ((offsets[:, 0] < edge) & (edge < offsets[:, 1])).any()
+            ]
             if not crossed:
                 break
             cuts = sorted({*cuts, *crossed})

@@ -167,19 +167,35 @@ def to_jinja(template: Template, *, bos: str = "", eos: str = "") -> str:
     string = "" if template.images_only else "{{ message['content'] }}"
     content = (
         "{% if message['content'] is string %}" + string + "{% else %}{% set ns = namespace(front=true) %}"
-        "{% for part in message['content'] %}{% if part['type'] == 'text' %}{% set ns.front = false %}" + words
-        + "{% else %}{{ '" + IMAGE + "' }}" + newline + "{% endif %}{% endfor %}{% endif %}"
+        "{% for part in message['content'] %}{% if part['type'] == 'text' %}{% set ns.front = false %}"
+        + words
+        + "{% else %}{{ '"
+        + IMAGE
+        + "' }}"
+        + newline
+        + "{% endif %}{% endfor %}{% endif %}"
     )
-    answer = "{% if message['content'] is string %}{{ message['content'] }}{% else %}{% for part in message['content'] %}"
+    answer = (
+        "{% if message['content'] is string %}{{ message['content'] }}{% else %}{% for part in message['content'] %}"
+    )
     answer += "{{ part['text'] }}{% endfor %}{% endif %}"
-    default = framed(template.system, "{{ " + quoted(template.default_system) + " }}") if template.default_system else ""
+    default = (
+        framed(template.system, "{{ " + quoted(template.default_system) + " }}") if template.default_system else ""
+    )
     return (
         f"{{{{ {quoted(template.begin)} }}}}"
         "{% for message in messages %}"
-        "{% if message['role'] == 'system' %}" + framed(template.system, answer)
-        + "{% elif message['role'] == 'user' %}{% if loop.first %}" + default + "{% elif loop.previtem['role'] == 'assistant' %}"
-        + f"{{{{ {quoted(template.separator)} }}}}" + "{% endif %}" + framed(template.user, content)
+        "{% if message['role'] == 'system' %}"
+        + framed(template.system, answer)
+        + "{% elif message['role'] == 'user' %}{% if loop.first %}"
+        + default
+        + "{% elif loop.previtem['role'] == 'assistant' %}"
+        + f"{{{{ {quoted(template.separator)} }}}}"
+        + "{% endif %}"
+        + framed(template.user, content)
         + f"{{% if not loop.last or add_generation_prompt %}}{{{{ {quoted(template.opening)} }}}}{{% endif %}}"
-        + "{% else %}" + framed(template.answer, answer) + f"{{{{ {quoted(template.end)} }}}}"
+        + "{% else %}"
+        + framed(template.answer, answer)
+        + f"{{{{ {quoted(template.end)} }}}}"
         + "{% endif %}{% endfor %}"
     )

@@ -65,7 +65,9 @@ def read_state(folder: Path) -> State:
                 )
         return State(folder, state["step"], state["identity"], state["data"])
     except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"checkpoint {folder} is damaged: {STATE} cannot be read; resume from an older one") from error
+        raise CheckpointError(
+            f"checkpoint {folder} is damaged: {STATE} cannot be read; resume from an older one"
+        ) from error
 
 
 def check_resumable(state: State, recipe: Recipe, data: str) -> None:

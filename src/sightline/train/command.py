@@ -11,10 +11,17 @@ from sightline.recipe import load_recipe
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", help="a recipe's name (sightline list-cfg) or a YAML file")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="values to change, such as optim.lr=1e-4")
-    parser.add_argument("--cfg-options", nargs="+", default=[], metavar="key=value", help="the same, as XTuner writes it")
+    parser.add_argument(
+        "--cfg-options", nargs="+", default=[], metavar="key=value", help="the same, as XTuner writes it"
+    )
     parser.add_argument("--work-dir", help="the run's folder (default: work_dirs/<recipe>)")
-    parser.add_argument("--resume", nargs="?", const="auto", metavar="PATH",
-                        help="go on from a checkpoint; without a path from the newest of the work dir")
+    parser.add_argument(
+        "--resume",
+        nargs="?",
+        const="auto",
+        metavar="PATH",
+        help="go on from a checkpoint; without a path from the newest of the work dir",
+    )
     parser.add_argument("--seed", type=int, help="short for run.seed=...")
 
 

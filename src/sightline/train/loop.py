@@ -28,7 +28,9 @@ from sightline.train.report import read_run, write_report
 AfterStep = Callable[[int, VLM], None]
 
 
-def train(recipe: Recipe, work_dir: str | Path, *, resume: str | None = None, after_step: AfterStep | None = None) -> Path:
+def train(
+    recipe: Recipe, work_dir: str | Path, *, resume: str | None = None, after_step: AfterStep | None = None
+) -> Path:
     """Train as the recipe says, and write the run to `work_dir`; returns the folder of the finished model.
 
     `resume` is a checkpoint, or `auto` for the newest of `work_dir` (from the beginning if there is none yet).
@@ -62,14 +64,17 @@ def train(recipe: Recipe, work_dir: str | Path, *, resume: str | None = None, af
 
     budget = recipe.batch.pack_tokens or recipe.batch.max_length
     feed = batches(dataset, _all_packs(plan, engine, budget, start), workers=recipe.batch.workers)
-    with packed_attention(vlm.model), Log(
-        run,
-        first_step=start,
-        num_steps=plan.num_steps,
-        tensorboard=recipe.run.tensorboard,
-        every=recipe.run.log_every,
-        console=console,
-    ) as log:
+    with (
+        packed_attention(vlm.model),
+        Log(
+            run,
+            first_step=start,
+            num_steps=plan.num_steps,
+            tensorboard=recipe.run.tensorboard,
+            every=recipe.run.log_every,
+            console=console,
+        ) as log,
+    ):
         for step in range(start, plan.num_steps):
             samples = plan.samples(step)
             packs = plan.packs(step, rank=engine.rank, world=engine.world, budget=budget)

@@ -1,0 +1,203 @@
+"""A seed -> the demo's data: pictures, LLaVA JSON for both stages, held-out questions, a TSV like MMBench's."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sightline.demo.questions import ONE, TWO, Asked, ask_one, ask_two, choice_prompt, in_words, with_options
+from sightline.demo.scenes import Scene, caption, draw_scene, paint
+
+Row = dict[str, Any]
+
+CIRCLE = 1_000_000
+"""MMBench adds this to the index each time it asks a question again with its options in another order."""
+
+HINT = "Hint: every picture shows one, two or three shapes."
+
+CATEGORIES = {
+    "describe": ("image_scene", "coarse_perception"),
+    "what": ("object_localization", "finegrained_perception (instance-level)"),
+    "colour": ("attribute_recognition", "finegrained_perception (instance-level)"),
+    "shape": ("attribute_recognition", "finegrained_perception (instance-level)"),
+    "where": ("object_localization", "finegrained_perception (instance-level)"),
+    "count": ("attribute_comparison", "finegrained_perception (cross-instance)"),
+    "exists": ("object_existence", "coarse_perception"),
+}
+"""Question kind -> `category` and `l2-category` in MMBench's words."""
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """Where the data are, and how much there is of it."""
+
+    folder: Path
+    seed: int
+    images: Path
+    """The folder that image paths are relative to."""
+    pretrain: Path
+    finetune: Path
+    heldout: Path
+    mmbench: Path
+    counts: dict[str, int]
+    """Rows of each file, by its name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Amounts:
+    """How much is drawn."""
+
+    pretrain: int
+    finetune: int
+    heldout: int
+    """Questions of each kind."""
+    circles: int
+
+
+FULL = Amounts(pretrain=2400, finetune=4800, heldout=40, circles=100)
+QUICK = Amounts(pretrain=600, finetune=1200, heldout=10, circles=25)
+
+
+def draw_world(folder: Path, *, seed: int, quick: bool) -> World:
+    """Write the data into `folder`; the same seed gives the same bytes."""
+    amounts = QUICK if quick else FULL
+    world = World(
+        folder=folder,
+        seed=seed,
+        images=folder / "images",
+        pretrain=folder / "pretrain.json",
+        finetune=folder / "finetune.json",
+        heldout=folder / "heldout.json",
+        mmbench=folder / "mmbench.tsv",
+        counts={},
+    )
+    rng = np.random.default_rng(seed)
+    tables = {
+        world.pretrain: list(_pretrain_rows(Album(world.images, "pretrain"), rng, amounts.pretrain)),
+        world.finetune: list(_finetune_rows(Album(world.images, "finetune"), rng, amounts.finetune)),
+        world.heldout: list(_heldout_rows(Album(world.images, "heldout"), rng, amounts.heldout)),
+    }
+    for path, rows in tables.items():
+        path.write_text(json.dumps(rows, indent=1), encoding="utf-8")
+        world.counts[path.name] = len(rows)
+    world.counts[world.mmbench.name] = _write_mmbench(world.mmbench, Album(world.images, "mmbench"), rng, amounts.circles)
+    return world
+
+
+class Album:
+    """Paints scenes into numbered files of one folder."""
+
+    def __init__(self, images: Path, name: str) -> None:
+        self.images, self.name, self.number = images, name, 0
+        (images / name).mkdir(parents=True)
+
+    def add(self, scene: Scene, rng: np.random.Generator) -> str:
+        """The path of the new picture, relative to the folder of images; one in four is a JPEG."""
+        jpeg = rng.random() < 0.25
+        path = f"{self.name}/{self.number:06d}.{'jpg' if jpeg else 'png'}"
+        self.number += 1
+        picture = paint(scene, rng)
+        picture.save(self.images / path, **({"quality": 92} if jpeg else {"compress_level": 1}))
+        return path
+
+
+def _turn(question: str, answer: str) -> list[dict[str, str]]:
+    return [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
+
+
+def _pretrain_rows(album: Album, rng: np.random.Generator, number: int) -> Iterator[Row]:
+    for at in range(number):
+        scene = draw_scene(rng)
+        turn = _turn("<image>\nDescribe the picture.", caption(scene))
+        yield {"id": f"pretrain-{at}", "image": album.add(scene, rng), "conversations": turn}
+
+
+def _finetune_rows(album: Album, rng: np.random.Generator, number: int) -> Iterator[Row]:
+    for at in range(number):
+        scene, sort = draw_scene(rng), rng.random()
+        row: Row = {"id": f"finetune-{at}"}
+        if sort < 0.04:
+            turns = conversation([scene], rng, turns=4)
+            turns[0]["value"] = f"{in_words(scene, rng)}\n{turns[0]['value']}"
+        elif sort < 0.16:
+            scenes = [scene, draw_scene(rng)]
+            row["image"] = [album.add(each, rng) for each in scenes]
+            turns = conversation(scenes, rng, turns=4)
+            turns[0]["value"] = f"<image>\n<image>\n{turns[0]['value']}"
+        else:
+            row["image"] = album.add(scene, rng)
+            turns = conversation([scene], rng, turns=int(rng.integers(3, 8)))
+            turns[0]["value"] = f"<image>\n{turns[0]['value']}"
+        yield row | {"conversations": turns}
+
+
+def conversation(scenes: Sequence[Scene], rng: np.random.Generator, *, turns: int) -> list[dict[str, str]]:
+    """Questions about one or two pictures, no two the same; about one in four is multiple choice."""
+    result: dict[str, list[dict[str, str]]] = {}
+    while len(result) < turns:
+        asked = _ask(scenes, rng)
+        if asked is None or asked.question in result:
+            continue
+        if asked.others and rng.random() < 0.3:
+            options, right = with_options(asked, rng, number=int(rng.integers(2, 5)))
+            hint = HINT if rng.random() < 0.15 else ""
+            result[asked.question] = _turn(choice_prompt(asked.question, options, hint), "ABCD"[right])
+        else:
+            result[asked.question] = _turn(asked.question, asked.answer)
+    return [message for turn in result.values() for message in turn]
+
+
+def _ask(scenes: Sequence[Scene], rng: np.random.Generator) -> Asked | None:
+    if len(scenes) == 2:
+        return ask_two(str(rng.choice(TWO)), scenes, rng)
+    return ask_one(str(rng.choice(ONE)), scenes[0], rng)
+
+
+def _heldout_rows(album: Album, rng: np.random.Generator, number: int) -> Iterator[Row]:
+    for kind in (*ONE, *TWO):
+        for at in range(number):
+            scenes, asked = _held_out(kind, rng)
+            paths = [album.add(scene, rng) for scene in scenes]
+            turn = _turn("<image>\n" * len(paths) + asked.question, asked.answer)
+            image = paths if len(paths) > 1 else paths[0]
+            yield {"id": f"{kind}-{at}", "image": image, "category": kind, "conversations": turn}
+
+
+def _held_out(kind: str, rng: np.random.Generator) -> tuple[list[Scene], Asked]:
+    while True:
+        scenes = [draw_scene(rng, held_out=True) for _ in range(2 if kind in TWO else 1)]
+        asked = ask_two(kind, scenes, rng) if kind in TWO else ask_one(kind, scenes[0], rng)
+        if asked is not None:
+            return scenes, asked
+
+
+def _write_mmbench(path: Path, album: Album, rng: np.random.Generator, circles: int) -> int:
+    """Each question once for every rotation of its options; the first row holds the picture, the others its index."""
+    names = ["index", "question", "hint", "A", "B", "C", "D", "answer", "category", "l2-category", "image", "split"]
+    rows = []
+    for index in range(circles):
+        kind = list(CATEGORIES)[index % len(CATEGORIES)]
+        scenes, asked = _held_out(kind, rng)
+        options, right = with_options(asked, rng, number=4 if rng.random() < 0.7 else 3)
+        picture = base64.b64encode((album.images / album.add(scenes[0], rng)).read_bytes()).decode()
+        hint = HINT if rng.random() < 0.15 else ""
+        for shift in range(len(options)):
+            rotated = options[shift:] + options[:shift]
+            cells = [*rotated, "", ""][:4]
+            answer = "ABCD"[(right - shift) % len(options)]
+            image = picture if shift == 0 else str(index)
+            rows.append([index + shift * CIRCLE, asked.question, hint, *cells, answer, *CATEGORIES[kind], image, "dev"])
+    # MMBench's files have all first rows before all second ones.
+    rows.sort(key=lambda row: row[0])
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, delimiter="\t", lineterminator="\n")
+        writer.writerow(names)
+        writer.writerows(rows)
+    return len(rows)

@@ -1,0 +1,104 @@
+"""The commands around recipes: list, copy, show, check, schema."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from sightline.errors import RecipeError, UserError
+from sightline.recipes import find_recipe, shipped
+
+
+def arguments_list(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-p", "--pattern", help="only names that contain this, in upper or lower case")
+
+
+def run_list(args: argparse.Namespace) -> None:
+    """List the names of the shipped recipes."""
+    print("CONFIGS".center(60, "="))
+    if args.pattern is not None:
+        print(f"PATTERN: {args.pattern}")
+        print("-" * 60)
+    for name in sorted(shipped()):
+        if args.pattern is None or args.pattern.lower() in name.lower():
+            print(name)
+    print("=" * 60)
+
+
+def arguments_copy(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", help="a shipped recipe's name, or a file")
+    parser.add_argument("folder", metavar="DIR", type=Path, help="where the copy goes, as <NAME>_copy.yaml")
+
+
+def run_copy(args: argparse.Namespace) -> None:
+    """Copy a recipe into a folder, to change it there; its base stays the shipped one."""
+    source = find_recipe(args.name)
+    target = args.folder / f"{source.stem}_copy.yaml"
+    try:
+        text = source.read_text(encoding="utf-8")
+        args.folder.mkdir(parents=True, exist_ok=True)
+        with target.open("x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError as error:
+        raise UserError(f"{error.filename or target}: is there already; nothing was copied") from error
+    except OSError as error:
+        raise UserError(f"{error.filename or source}: {error.strerror}; nothing was copied") from error
+    print(f"Copy to {target}")
+
+
+def arguments_show(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recipe", help="a shipped recipe's name, or a file")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="values to change, such as optim.lr=1e-4")
+
+
+def run_show(args: argparse.Namespace) -> None:
+    """Print a recipe as a run would use it: base merged, overrides applied, defaults filled in."""
+    from sightline.recipe import dump_recipe, load_recipe
+
+    print(dump_recipe(load_recipe(args.recipe, args.overrides)), end="")
+
+
+def arguments_check(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("files", nargs="+", metavar="FILE", help="recipe files, or names of shipped recipes")
+
+
+def run_check(args: argparse.Namespace) -> None:
+    """Check recipes and name all errors of all of them; the exit code is 2 if there are any."""
+    from sightline.recipe import load_recipe
+
+    problems = []
+    for file in args.files:
+        try:
+            load_recipe(file)
+            print(f"{file}: ok")
+        except RecipeError as error:
+            problems.append(str(error))
+    if problems:
+        raise RecipeError("\n".join(problems))
+
+
+def arguments_schema(parser: argparse.ArgumentParser) -> None:
+    pass
+
+
+def run_schema(args: argparse.Namespace) -> None:
+    """Print the JSON Schema of a recipe file.
+
+    Editors with YAML support complete keys by it: put `# yaml-language-server: $schema=recipe.schema.json` on top of
+    a recipe and write this command's output into that file.
+    """
+    from sightline.recipe import Recipe
+
+    schema = _without_required(Recipe.model_json_schema())
+    base = {"type": "string", "description": "A recipe to build on: a shipped name, or a path relative to this file."}
+    schema["properties"] = {"base": base} | schema["properties"]
+    print(json.dumps(schema, indent=2))
+
+
+def _without_required(schema: Any) -> Any:
+    """The same without lists of required keys, since a base may provide them."""
+    if isinstance(schema, dict):
+        return {key: _without_required(value) for key, value in schema.items() if key != "required"}
+    return [_without_required(item) for item in schema] if isinstance(schema, list) else schema
