@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from sightline.errors import RecipeError
-from sightline.recipe_errors import annotations, explain, is_text, unknown_key
+from sightline.recipe_errors import explain, is_text, key_types, unknown_key
 from sightline.recipes import COMMAND_LINE, KeyPath, dotted, dump_yaml, flatten, parse_value, read_recipe
 
 Template = Literal["vicuna", "plain", "llama3_chat", "internlm2_chat", "phi3_chat", "chatml", "qwen_chat"]
@@ -207,7 +208,7 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
     Raises RecipeError with a line for everything that is wrong with it.
     """
     data, files, problems = read_recipe(name_or_path)
-    keys = annotations(Recipe)
+    keys = key_types(Recipe)
     for override in overrides:
         try:
             files[_override(data, override, keys)] = COMMAND_LINE
@@ -233,7 +234,7 @@ def _override(data: dict[str, Any], override: str, keys: Mapping[KeyPath, Any]) 
     if schema_path not in keys:
         raise ValueError(unknown_key(path, keys))
     inner: Any = data
-    for piece, below in zip(path, path[1:], strict=False):
+    for piece, below in pairwise(path):
         if isinstance(piece, str) and isinstance(inner, dict) and inner.get(piece) is None:
             inner[piece] = [] if isinstance(below, int) else {}
         inner = _item(inner, piece, key)
@@ -243,7 +244,7 @@ def _override(data: dict[str, Any], override: str, keys: Mapping[KeyPath, Any]) 
     return path
 
 
-def _item(container: Any, piece: str | int, key: str) -> Any:
+def _item(container: Any, piece: Any, key: str) -> Any:
     if isinstance(piece, int) and isinstance(container, list) and piece >= len(container):
         raise ValueError(f"{key}: there are only {len(container)} entries, counted from 0")
     if not isinstance(container, list if isinstance(piece, int) else dict):

@@ -1,4 +1,4 @@
-"""From pydantic's list of errors to one line each for people: file, dotted key, what is wrong, the nearest valid key."""
+"""From pydantic's errors to one line each for people: file, dotted key, what is wrong, the nearest valid key."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ _PLAIN = {
 }
 
 
-def annotations(model: type[BaseModel], path: KeyPath = ()) -> dict[KeyPath, Any]:
+def key_types(model: type[BaseModel], path: KeyPath = ()) -> dict[KeyPath, Any]:
     """The type of every key below a model, an entry of a list written `*`: ("data", "*", "path") -> str."""
     found: dict[KeyPath, Any] = {}
     for name, field in model.model_fields.items():
@@ -63,7 +63,7 @@ def annotations(model: type[BaseModel], path: KeyPath = ()) -> dict[KeyPath, Any
         for inner, repeated in _sections(field.annotation):
             below = (*path, name, "*") if repeated else (*path, name)
             found[below] = inner if repeated else field.annotation
-            found |= annotations(inner, below)
+            found |= key_types(inner, below)
     return found
 
 
@@ -130,7 +130,7 @@ def nearest(path: KeyPath, keys: Mapping[KeyPath, Any]) -> str | None:
     if misplaced:
         return _numbered(misplaced[0], path)
     siblings = {str(key[-1]): key for key in keys if key[:-1] == parent}
-    everywhere = {str(key[-1]): key for key in reversed(keys)}
+    everywhere = {str(key[-1]): key for key in reversed(list(keys))}
     for candidates, cutoff in ((siblings, 0.6), (everywhere, 0.75)):
         close = difflib.get_close_matches(name, candidates, n=1, cutoff=cutoff)
         if close:

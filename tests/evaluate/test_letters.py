@@ -18,7 +18,7 @@ CHINESE = {"A": "红色", "B": "绿色"}
     "B\ngreen", "(B) green", "Answer: B", "The answer is B", "The answer is (B).",
     "The correct answer is option B: green",
     "The correct answer is:\n\n**B**", "$\\boxed{B}$", "I think it is B.", "B is right", "select B", "green (B)", "选B",
-    "答案是B。", "答案：Ｂ", "（B）", "选项B", "A looks good at first. The answer is B.", "B. There is no sky",  # noqa: RUF001
+    "答案是B。", "答案：Ｂ", "（B）", "选项B", "A looks good at first. The answer is B.", "B. There is no sky",
     "There is no red, so the answer is B", "not sure, answer: B", "green", "Green.", "GREEN", "It is green",
     "The green one", "a green", "green. It is the grass.",
 ])

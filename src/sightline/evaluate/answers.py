@@ -197,7 +197,8 @@ def run(args: argparse.Namespace) -> None:
     vlm = load_model(args)
     settings = {**model_settings(args), "data_path": str(args.data_path), "image_folder": str(args.image_folder or ""),
                 "blank_images": args.blank_images, "limit": args.limit}
-    folder = start_folder(work_dir_of(args), settings, fingerprint_of(vlm, questions, settings), last_file=RESULT_JSON)
+    same = fingerprint_of(vlm, questions, settings)
+    folder = start_folder(work_dir_of(args), {**settings, "batch_size": args.batch_size}, same, last_file=RESULT_JSON)
     console.print(f"{len(questions)} questions of {args.data_path}; results go to {folder}", soft_wrap=True)
     budget = {"batch_size": args.batch_size, "max_new_tokens": args.max_new_tokens}
     texts = answer(vlm, questions, **budget, stop=args.stop_words, folder=folder)

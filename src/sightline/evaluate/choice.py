@@ -120,7 +120,8 @@ def answer_choices(
 ) -> tuple[Path, list[str]]:
     """The folder of the run, and what the model says to each row."""
     questions = [to_question(row) for row in rows]
-    folder = start_folder(work_dir, settings, fingerprint_of(vlm, questions, settings), last_file=RESULT_XLSX)
+    same = fingerprint_of(vlm, questions, settings)
+    folder = start_folder(work_dir, {**settings, "batch_size": batch_size}, same, last_file=RESULT_XLSX)
     console.print(f"{len(rows)} rows of {settings['data_path']}; results go to {folder}", soft_wrap=True)
     answers = answer(vlm, questions, batch_size=batch_size, max_new_tokens=max_new_tokens, stop=stop, folder=folder)
     return folder, answers

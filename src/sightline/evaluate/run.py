@@ -43,6 +43,8 @@ def answer(
 
     file = folder / "answers.jsonl" if folder is not None else None
     answers = _answered(file, questions) if file is not None else []
+    if answers:
+        console.print(f"{len(answers)} questions are answered already; going on after them")
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     times = (TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(*columns, *times, console=console, disable=not console.is_terminal) as progress:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -9,7 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from transformers import DynamicCache, GenerationConfig, TextIteratorStreamer
+from transformers import DynamicCache, GenerationConfig, StoppingCriteriaList
+from transformers.generation.streamers import BaseStreamer
 
 from sightline.model.load import VLM
 from sightline.types import Encoded, ImageRef, Message
@@ -52,6 +54,10 @@ class Memory:
             self.cache.crop(-surplus)
         return known
 
+    def forget(self) -> None:
+        """Drop everything: after a failure nobody knows which layers hold how much."""
+        self.ids, self.images, self.cache = [], (), DynamicCache()
+
 
 def _common(mine: Sequence[object], theirs: Sequence[object]) -> int:
     pairs = enumerate(zip(mine, theirs, strict=False))
@@ -67,27 +73,37 @@ def _place_of_image(ids: list[int], number: int, images: int, image_token_id: in
 
 
 def reply(
-    vlm: VLM, messages: Sequence[Message], sampling: Sampling = Sampling(), memory: Memory | None = None
+    vlm: VLM,
+    messages: Sequence[Message],
+    sampling: Sampling = Sampling(),
+    memory: Memory | None = None,
+    stopped: threading.Event | None = None,
 ) -> Iterator[str]:
-    """Answer the last message piece by piece; `memory` spares what earlier turns of the same conversation computed."""
+    """Answer the last message piece by piece; the pieces join to the answer without blanks around it.
+
+    `memory` spares what earlier turns of the same conversation computed. Whoever sets `stopped` (a new one for each
+    answer) or closes the iterator ends the answer after the token that is being computed.
+    """
     encoded = vlm.prompter.encode(messages)
     memory = memory if memory is not None else Memory()
-    streamer = TextIteratorStreamer(vlm.prompter.tokenizer, skip_prompt=True, skip_special_tokens=True, timeout=None)
-    failures: queue.SimpleQueue[BaseException] = queue.SimpleQueue()
+    stopped = stopped if stopped is not None else threading.Event()
+    stream = TextStream(vlm.prompter.tokenizer)
 
     def work() -> None:
         try:
-            _continue(vlm, encoded, sampling, memory, streamer)
+            _continue(vlm, encoded, sampling, memory, stream, stopped)
+            stream.pieces.put(None)
         except BaseException as error:
-            failures.put(error)
-            streamer.end()
+            memory.forget()
+            stream.pieces.put(error)
 
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
-    yield from _without_stop(streamer, (*vlm.prompter.stop[1], *sampling.stop))
-    thread.join()
-    if not failures.empty():
-        raise failures.get()
+    try:
+        yield from _stripped(_without_stop(iter(stream), (*vlm.prompter.stop[1], *sampling.stop)))
+    finally:
+        stopped.set()
+        thread.join()
 
 
 def replies(
@@ -114,37 +130,26 @@ def replies(
 
 
 @torch.inference_mode()
-def _continue(vlm: VLM, encoded: Encoded, sampling: Sampling, memory: Memory, streamer: TextIteratorStreamer) -> None:
-    ids = encoded.ids.tolist()
+def _continue(
+    vlm: VLM, encoded: Encoded, sampling: Sampling, memory: Memory, stream: TextStream, stopped: threading.Event
+) -> None:
     known = memory.keep(encoded, vlm.prompter.image_token_id)
-    _prefill(vlm, encoded, known, memory)
-    out = vlm.model.generate(
-        input_ids=torch.tensor([ids], device=vlm.device),
-        attention_mask=torch.ones(1, len(ids), dtype=torch.long, device=vlm.device),
+    new_images = int((encoded.ids[known:] == vlm.prompter.image_token_id).sum()) // vlm.prompter.tokens_per_image
+    ids = torch.from_numpy(encoded.ids)[None].to(vlm.device)
+    # generate() computes what the cache does not hold yet, so it gets all ids but only the pixels of the new images.
+    out = _generate(
+        vlm,
+        ids,
+        torch.ones_like(ids),
+        encoded.images[len(encoded.images) - new_images :],
+        sampling,
         past_key_values=memory.cache,
-        streamer=streamer,
-        **_settings(vlm, sampling),
+        streamer=stream,
+        stopping_criteria=StoppingCriteriaList(
+            [lambda ids, scores, **_: torch.full((len(ids),), stopped.is_set(), device=ids.device)]
+        ),
     )
     memory.ids = out[0].tolist()[: memory.cache.get_seq_length()]
-
-
-def _prefill(vlm: VLM, encoded: Encoded, known: int, memory: Memory) -> None:
-    """Run the model over the new part of a prompt, all but its last token."""
-    new = torch.from_numpy(encoded.ids[known:-1]).to(vlm.device)
-    if not len(new):
-        return
-    image_tokens = int((new == vlm.prompter.image_token_id).sum())
-    images = image_tokens // vlm.prompter.tokens_per_image
-    pixels = vlm.prompter.pixels(encoded.images[len(encoded.images) - images :]) if images else None
-    vlm.model(
-        input_ids=new[None],
-        pixel_values=None if pixels is None else pixels.to(vlm.device, vlm.model.dtype),
-        past_key_values=memory.cache,
-        position_ids=torch.arange(known, known + len(new), device=vlm.device)[None],
-        use_cache=True,
-        logits_to_keep=1,
-    )
-    memory.ids += new.tolist()
 
 
 @torch.inference_mode()
@@ -156,25 +161,37 @@ def _batch(vlm: VLM, encoded: Sequence[Encoded], sampling: Sampling) -> list[str
         ids[row, longest - len(sample.ids) :] = torch.from_numpy(sample.ids)
         mask[row, longest - len(sample.ids) :] = 1
     images = [image for sample in encoded for image in sample.images]
-    pixels = vlm.prompter.pixels(images).to(vlm.device, vlm.model.dtype) if images else None
-    out = vlm.model.generate(
-        input_ids=ids.to(vlm.device),
-        attention_mask=mask.to(vlm.device),
-        pixel_values=pixels,
-        **_settings(vlm, sampling),
-    )
-    texts = vlm.prompter.tokenizer.batch_decode(out[:, longest:], skip_special_tokens=True)
+    out = _generate(vlm, ids.to(vlm.device), mask.to(vlm.device), images, sampling)
+    texts = [_decode(vlm.prompter.tokenizer, row) for row in out[:, longest:].tolist()]
     stops = (*vlm.prompter.stop[1], *sampling.stop)
-    return ["".join(_without_stop([text], stops)).strip() for text in texts]
+    return ["".join(_without_stop(iter([text]), stops)).strip() for text in texts]
 
 
-def _settings(vlm: VLM, sampling: Sampling) -> dict[str, Any]:
+def _generate(
+    vlm: VLM, ids: torch.Tensor, mask: torch.Tensor, images: Sequence[ImageRef], sampling: Sampling, **more: Any
+) -> torch.Tensor:
+    # generate() fills what we leave open from the model's generation_config.json (beams, banned n-grams ...), and answers
+    # must not change by a file that nobody sees: so it gets the same module with an empty one.
+    model: Any = copy.copy(vlm.model)
+    model.generation_config = GenerationConfig()
+    if images:  # generate() takes no None for pixels
+        more["pixel_values"] = vlm.prompter.pixels(images).to(vlm.device, vlm.model.dtype)
+    out: torch.Tensor = model.generate(
+        input_ids=ids,
+        attention_mask=mask,
+        generation_config=_settings(vlm, sampling),
+        tokenizer=vlm.prompter.tokenizer,
+        **more,
+    )
+    return out
+
+
+def _settings(vlm: VLM, sampling: Sampling) -> GenerationConfig:
     ids, strings = vlm.prompter.stop
     strings = (*strings, *sampling.stop)
     sampled = sampling.temperature > 0
     chosen = {"temperature": sampling.temperature, "top_k": sampling.top_k, "top_p": sampling.top_p} if sampled else {}
-    # A configuration of our own: what a model's generation_config.json holds must not change answers unseen.
-    config = GenerationConfig(
+    return GenerationConfig(
         max_new_tokens=sampling.max_new_tokens,
         do_sample=sampled,
         repetition_penalty=sampling.repetition_penalty,
@@ -182,18 +199,62 @@ def _settings(vlm: VLM, sampling: Sampling) -> dict[str, Any]:
         pad_token_id=vlm.prompter.pad_token_id,
         # The image token is a place, not a word; rows behind the vocabulary are padding.
         suppress_tokens=[vlm.prompter.image_token_id, *range(len(vlm.prompter.tokenizer), _rows(vlm))],
+        stop_strings=list(strings) or None,
         use_cache=True,
         **chosen,
     )
-    extra = {"stop_strings": list(strings), "tokenizer": vlm.prompter.tokenizer} if strings else {}
-    return {"generation_config": config, **extra}
 
 
 def _rows(vlm: VLM) -> int:
-    return int(vlm.model.get_input_embeddings().weight.shape[0])
+    embeddings: Any = vlm.model.get_input_embeddings()
+    return int(embeddings.weight.shape[0])
 
 
-def _without_stop(pieces: Iterator[str] | Sequence[str] | TextIteratorStreamer, stops: Sequence[str]) -> Iterator[str]:
+class TextStream(BaseStreamer):
+    """Tokens in, text out as soon as it is certain; what transformers calls a streamer.
+
+    Its own drops blanks at the beginning of a line and holds back text without blanks. Here, text is decoded with the
+    tokens of the piece before, since a token's text depends on what precedes it; half a character waits for the other.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+        self.pieces: queue.SimpleQueue[str | BaseException | None] = queue.SimpleQueue()
+        """Ends with None, or with what went wrong."""
+        self.ids: list[int] | None = None
+        self.before, self.done = 0, 0
+
+    def put(self, value: torch.Tensor) -> None:
+        if self.ids is None:  # generate() begins with the prompt
+            self.ids = []
+            return
+        self.ids += value.reshape(-1).tolist()
+        self._pass_on(half_characters=False)
+
+    def end(self) -> None:
+        self._pass_on(half_characters=True)
+
+    def __iter__(self) -> Iterator[str]:
+        while (piece := self.pieces.get()) is not None:
+            if isinstance(piece, BaseException):
+                raise piece
+            yield piece
+
+    def _pass_on(self, *, half_characters: bool) -> None:
+        ids = self.ids or []
+        known = _decode(self.tokenizer, ids[self.before : self.done])
+        text = _decode(self.tokenizer, ids[self.before :])
+        if len(text) > len(known) and (half_characters or not text.endswith("\N{REPLACEMENT CHARACTER}")):
+            self.pieces.put(text[len(known) :])
+            self.before, self.done = self.done, len(ids)
+
+
+def _decode(tokenizer: Any, ids: Sequence[int]) -> str:
+    text: str = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    return text
+
+
+def _without_stop(pieces: Iterator[str], stops: Sequence[str]) -> Iterator[str]:
     """Pass text on up to the first stop string, holding back what may be the beginning of one."""
     held = ""
     for piece in pieces:
@@ -201,9 +262,6 @@ def _without_stop(pieces: Iterator[str] | Sequence[str] | TextIteratorStreamer, 
         ends = [at for stop in stops if (at := held.find(stop)) >= 0]
         if ends:
             yield held[: min(ends)]
-            # The producer is drained so that its thread can finish.
-            for _ in pieces if not isinstance(pieces, (list, tuple)) else ():
-                pass
             return
         safe = len(held) - max((n for stop in stops for n in range(1, len(stop)) if held.endswith(stop[:n])), default=0)
         if safe:
@@ -211,3 +269,13 @@ def _without_stop(pieces: Iterator[str] | Sequence[str] | TextIteratorStreamer, 
         held = held[safe:]
     if held:
         yield held
+
+
+def _stripped(pieces: Iterator[str]) -> Iterator[str]:
+    """Leave out the blanks at the beginning and at the end of a text."""
+    held, begun = "", False
+    for piece in pieces:
+        held = held + piece if begun else (held + piece).lstrip()
+        if text := held.rstrip():
+            yield text
+            held, begun = held[len(text) :], True

@@ -10,7 +10,7 @@ import urllib.parse
 import urllib.request
 from pathlib import Path
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from sightline.errors import DataError
 from sightline.types import ImageRef
@@ -47,9 +47,12 @@ def check_image(ref: ImageRef) -> tuple[int, int]:
     with _open(ref) as picture:
         width, height = picture.size
         ends = _ENDS.get(picture.format or "")
-        turned = picture.getexif().get(0x0112, 1) >= 5
+        # Not picture.getexif(): it decodes a whole PNG to look for EXIF behind the pixels.
+        exif = Image.Exif()
+        exif.load(picture.info.get("exif") or b"")
     if ends is None or ends not in _tail(ref):
         open_image(ref)
+    turned = exif.get(ExifTags.Base.Orientation, 1) >= 5
     return (height, width) if turned else (width, height)
 
 

@@ -91,37 +91,31 @@ def figure(name: str, chart: str, caption: str = "", kind: str = "") -> str:
     return f'<figure class="{kind}"><b>{escape(name)}</b>{chart}{below}</figure>' if chart else ""
 
 
-def histogram_chart(values: Sequence[int], *, name: str, x_name: str, bars: int = 24) -> str:
-    """How often whole numbers fall into bins of equal width, about `bars` of them; without values: an empty string."""
-    counts, edges = histogram(values, bars)
-    if not counts:
+def histogram_chart(bins: Sequence[tuple[int, int]], *, name: str, x_name: str) -> str:
+    """Bars for (upper end, count), in the order of the ends; without any: an empty string.
+
+    A bin reaches from the end of the one before it, exclusive, to its own, inclusive; the first is as wide as the
+    second. Bins with the same end are drawn as one.
+    """
+    merged: dict[int, int] = {}
+    for end, count in bins:
+        merged[end] = merged.get(end, 0) + count
+    if not merged:
         return ""
+    ends, counts = list(merged), list(merged.values())
+    edges = [2 * ends[0] - ends[1] if len(ends) > 1 else ends[0] - 1, *ends]
     x_scale = Scale(edges[0], edges[-1], LEFT, WIDTH - RIGHT)
-    y_ticks = nice_ticks(0, max(counts), whole=True)
+    y_ticks = nice_ticks(0, max(*counts, 1), whole=True)
     y_scale = Scale(0, y_ticks[-1], HEIGHT - BOTTOM, TOP)
     x_ticks = [tick for tick in nice_ticks(edges[0], edges[-1], whole=True) if edges[0] <= tick <= edges[-1]]
     body = [_axes(x_scale, y_scale, x_ticks, y_ticks, x_name)]
     for count, (low, high) in zip(counts, pairwise(edges), strict=True):
         x, y = x_scale(low), y_scale(count)
-        hint = f"{low} to {high - 1}: {count}" if high - low > 1 else f"{low}: {count}"
         body.append(
             f'<rect class="bar" x="{_unit(x + 0.5)}" y="{_unit(y)}" width="{_unit(x_scale(high) - x - 1)}" '
-            f'height="{_unit(y_scale(0) - y)}"><title>{hint}</title></rect>'
+            f'height="{_unit(y_scale(0) - y)}"><title>{low + 1} to {high}: {count}</title></rect>'
         )
     return _svg(body, name)
-
-
-def histogram(values: Sequence[int], bars: int = 24) -> tuple[list[int], list[int]]:
-    """Counts and edges (one more than counts) of whole numbers; a bin holds low <= value < high."""
-    numbers = np.asarray(values, dtype=np.int64)
-    if not numbers.size:
-        return [], []
-    low, high = int(numbers.min()), int(numbers.max())
-    width = max(int(_nice_step((high + 1 - low) / bars)), 1)
-    edges = np.arange(low // width * width, high + width + 1, width)
-    edges = edges[: int(np.searchsorted(edges, high, side="right")) + 1]
-    counts, _ = np.histogram(numbers, bins=edges)
-    return counts.tolist(), edges.tolist()
 
 
 def smoothed(points: Sequence[Point], share: float = 0.02) -> list[Point]:

@@ -12,13 +12,26 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from sightline.errors import DataError
 from sightline.train.charts import figure, histogram_chart, swatch
 from sightline.train.curves import curves, facts_list
 from sightline.train.metrics import FILE, read_log
 from sightline.train.pictures import Picture, boxes_in, open_picture, picture_svg
+
+
+@dataclass(frozen=True, slots=True)
+class DataView:
+    """The statistics of a data set."""
+
+    name: str
+    rows: int
+    images: int
+    tokens: int
+    targets: int
+    lengths: Sequence[tuple[int, int]] = ()
+    """How many samples have up to so many tokens: (upper end, count)."""
+
+    facts: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +45,8 @@ class RunView:
     recipe_yaml: str = ""
     facts: Mapping[str, str] = field(default_factory=dict)
     """Versions, seed, fingerprints: what `run.json` holds."""
+
+    data: DataView | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,21 +85,6 @@ class ScoreRow:
     """Column -> score: {"before": ..., "after": ..., "grey picture": ...}; the rows need not share all columns."""
 
 
-@dataclass(frozen=True, slots=True)
-class DataView:
-    """The statistics of a data set."""
-
-    name: str
-    rows: int
-    images: int
-    tokens: int
-    targets: int
-    lengths: Sequence[int] = ()
-    """Tokens of every sample, images included."""
-
-    facts: Mapping[str, str] = field(default_factory=dict)
-
-
 def read_run(folder: Path | str) -> RunView:
     """A run folder as the report shows it: its `log.jsonl`, `recipe.yaml` and `run.json`, as far as they are there.
 
@@ -92,17 +92,35 @@ def read_run(folder: Path | str) -> RunView:
     """
     folder = Path(folder)
     log, recipe, about = folder / FILE, folder / "recipe.yaml", folder / "run.json"
-    facts: dict[str, str] = {}
+    name, found = folder.resolve().name, {}
     if about.exists():
         try:
-            facts = dict(_flat(json.loads(about.read_text("utf-8"))))
-        except ValueError as error:
-            raise DataError(f"{about}: not JSON: {error}; mend or remove the file") from error
+            found = dict(json.loads(about.read_text("utf-8")))
+        except (ValueError, TypeError) as error:
+            raise DataError(f"{about}: not a JSON object: {error}; mend or remove the file") from error
+    counts, lengths = found.pop("data", None), found.pop("lengths", [])
+    fingerprint = {"data.fingerprint": str(counts["fingerprint"])} if counts and "fingerprint" in counts else {}
     return RunView(
-        name=folder.resolve().name,
+        name=name,
         log=read_log(log) if log.exists() else [],
         recipe_yaml=recipe.read_text("utf-8") if recipe.exists() else "",
-        facts=facts,
+        facts={**dict(_flat(found)), **fingerprint},
+        data=_data_view(name, counts, lengths) if counts else None,
+    )
+
+
+def _data_view(name: str, counts: Mapping[str, Any], lengths: Sequence[tuple[int, int]]) -> DataView:
+    """The data set of a run, by the counts in its `run.json`; other numbers among them are shown beside them."""
+    own = {key: int(counts.get(key, 0)) for key in ("rows", "images", "tokens", "targets")}
+    others = {key: value for key, value in counts.items() if key not in own and isinstance(value, int)}
+    return DataView(
+        name=name,
+        rows=own["rows"],
+        images=own["images"],
+        tokens=own["tokens"],
+        targets=own["targets"],
+        lengths=[(end, count) for end, count in lengths],
+        facts={key.replace("_", " "): f"{value:,}" for key, value in others.items()},
     )
 
 
@@ -118,7 +136,8 @@ def write_report(
 ) -> Path:
     """Write the page; parts without content are left out.
 
-    `facts` are the few figures that stand at the top. Raises DataError when a picture cannot be read.
+    `facts` are the few figures that stand at the top; `data` is for data sets beside those of the runs. Raises
+    DataError when a picture cannot be read.
     """
     style = files("sightline.train").joinpath("report.css").read_text("utf-8")
     parts = [
@@ -127,7 +146,7 @@ def write_report(
         _section("Scores", _scores(scores)),
         _section("Questions and answers", _samples(samples)),
         _section("Training", "".join(f"<h3>{escape(run.name)}</h3>{curves(run.log)}" for run in runs)),
-        _section("Data", "".join(_data(view) for view in data)),
+        _section("Data", "".join(_data(view) for view in [*data, *(run.data for run in runs if run.data)])),
         _section("Recipes and versions", "".join(_origin(run) for run in runs)),
         f"<footer>Written by Sightline, {datetime.now(UTC):%Y-%m-%d %H:%M} UTC.</footer>",
     ]
@@ -212,9 +231,6 @@ def _data(view: DataView) -> str:
     facts = {name: f"{number:,}" for name, number in numbers.items()}
     if view.tokens:
         facts["targets among the tokens"] = f"{view.targets / view.tokens:.1%}"
-    if len(view.lengths):
-        facts["median length"] = f"{np.median(view.lengths):,.0f} tokens"
-        facts["longest"] = f"{np.max(view.lengths):,} tokens"
     chart = histogram_chart(view.lengths, name="lengths of the samples", x_name="tokens of a sample")
     body = figure("Samples by length", chart) + facts_list({**facts, **view.facts})
     return f'<h3>{escape(view.name)}</h3><div class="data">{body}</div>'
