@@ -20,7 +20,7 @@ COMMANDS = {
     "mmbench": ("sightline.evaluate.choice", "score a model on multiple-choice questions"),
     "eval-answers": ("sightline.evaluate.answers", "score a model on questions with known answers"),
     "convert": ("sightline.convert.command", "turn a checkpoint into a model folder"),
-    "log-dataset": ("sightline.data.log", "print conversations as the model will see them"),
+    "log-dataset": ("sightline.train.log_dataset", "print conversations as the model will see them"),
     "list-cfg": ("sightline.recipe_commands:list", "list the recipes that come with Sightline"),
     "copy-cfg": ("sightline.recipe_commands:copy", "copy such a recipe, to change it"),
     "recipe show": ("sightline.recipe_commands:show", "print a recipe in full, defaults included"),

@@ -180,19 +180,13 @@ class Recipe(Section):
     """A training run of Sightline."""
 
     model: ModelRecipe
-    """What the model is put together from."""
     tune: TuneRecipe = TuneRecipe()
-    """Which parts learn, and how."""
     data: tuple[DataRecipe, ...] = Field(min_length=1)
     """The data files."""
     batch: BatchRecipe
-    """How much the model sees at once."""
     optim: OptimRecipe
-    """AdamW, its schedule and the length of the run."""
     engine: EngineRecipe = EngineRecipe()
-    """Where and in which precision the run computes."""
     run: RunRecipe = RunRecipe()
-    """What the run writes."""
 
     def identity(self) -> dict[str, Any]:
         """Everything that determines the loss curve, as plain JSON data."""

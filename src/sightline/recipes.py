@@ -97,7 +97,8 @@ def read_recipe(name_or_path: str) -> tuple[dict[str, Any], dict[KeyPath, str], 
     base_path, base_label = _find_base(base, path, label)
     base_data, base_problems = read_yaml(base_path, base_label)
     if "base" in base_data:
-        base_problems.append(f"{base_label}: base: it is the base of {label} and must have none of its own")
+        remedy = "copy it and change the copy (sightline copy-cfg)"
+        base_problems.append(f"{base_label}: base: a base has none of its own, so {label} cannot build on it; {remedy}")
         del base_data["base"]
     files = dict.fromkeys(dict(flatten(base_data)), base_label) | files
     return merge(base_data, data), files, base_problems + problems

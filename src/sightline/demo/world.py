@@ -139,11 +139,11 @@ def _finetune_rows(album: Album, rng: np.random.Generator, number: int) -> Itera
 
 
 def conversation(scenes: Sequence[Scene], rng: np.random.Generator, *, turns: int) -> list[dict[str, str]]:
-    """Questions about one or two pictures, no two the same; about one in four is multiple choice."""
+    """Up to so many questions about one or two pictures, no two the same; about one in four is multiple choice."""
     result: dict[str, list[dict[str, str]]] = {}
-    while len(result) < turns:
+    for _ in range(4 * turns):
         asked = _ask(scenes, rng)
-        if asked is None or asked.question in result:
+        if asked is None or asked.question in result or len(result) == turns:
             continue
         if asked.others and rng.random() < 0.3:
             options, right = with_options(asked, rng, number=int(rng.integers(2, 5)))

@@ -19,6 +19,9 @@ from sightline.errors import ModelError
 
 NAME = "sightline_packed"
 
+REFUSED = {"softcap": "soft-capping of scores, as in Gemma 2", "s_aux": "attention sinks, as in gpt-oss"}
+"""Arguments of transformers' attention functions that would have to change the result."""
+
 
 @contextmanager
 def packed_attention(model: PreTrainedModel) -> Iterator[None]:
@@ -54,10 +57,11 @@ def _attend(
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """query [1, heads, T, d], key and value [1, kv_heads, T, d] -> [1, T, heads, d]."""
-    if kwargs.get("softcap") is not None:
-        raise ModelError("packed attention does not cap its scores (soft-capping, as in Gemma 2)")
+    for name, what in REFUSED.items():
+        if kwargs.get(name) is not None:
+            raise ModelError(f"packed attention does not know {what}: this language model cannot be trained")
     assert query.shape[0] == 1 and sum(sample_lengths) == query.shape[2], (query.shape, sample_lengths)
-    if query.is_cuda and query.dtype in (torch.float16, torch.bfloat16):
+    if query.is_cuda and query.dtype in (torch.float16, torch.bfloat16) and not dropout:
         return _varlen(query, key, value, sample_lengths, scaling, sliding_window), None
     pieces = []
     for q, k, v in zip(*(tensor.split(list(sample_lengths), dim=2) for tensor in (query, key, value)), strict=True):

@@ -170,8 +170,8 @@ def _batch(vlm: VLM, encoded: Sequence[Encoded], sampling: Sampling) -> list[str
 def _generate(
     vlm: VLM, ids: torch.Tensor, mask: torch.Tensor, images: Sequence[ImageRef], sampling: Sampling, **more: Any
 ) -> torch.Tensor:
-    # generate() fills what we leave open from the model's generation_config.json (beams, banned n-grams ...), and answers
-    # must not change by a file that nobody sees: so it gets the same module with an empty one.
+    # generate() fills in what we leave open from the model's generation_config.json (beams, banned n-grams ...);
+    # answers must not change unseen, so it gets the same module with an empty one.
     model: Any = copy.copy(vlm.model)
     model.generation_config = GenerationConfig()
     if images:  # generate() takes no None for pixels

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import http.client
 import io
 import os.path
 import urllib.parse
@@ -28,8 +29,12 @@ def open_image(ref: ImageRef) -> Image.Image:
 
     Raises DataError naming the image and what is wrong with it.
     """
+    return _decode(ref, _read(ref))
+
+
+def _decode(ref: ImageRef, source: Path | io.BytesIO) -> Image.Image:
     try:
-        with _open(ref) as picture:
+        with _open(ref, source) as picture:
             upright = ImageOps.exif_transpose(picture)
             if upright.mode in ("RGBA", "LA", "PA") or "transparency" in upright.info:
                 rgba = upright.convert("RGBA")
@@ -44,14 +49,25 @@ def check_image(ref: ImageRef) -> tuple[int, int]:
 
     Raises DataError for a missing, foreign, truncated or gigantic image. Decodes only what looks truncated.
     """
-    with _open(ref) as picture:
+    return _check(ref, _read(ref))
+
+
+def hold_image(ref: ImageRef) -> ImageRef:
+    """Check an image as `check_image` does, and return it with its bytes inside: fetched once for all."""
+    source = _read(ref)
+    _check(ref, source)
+    return ImageRef(source.getvalue() if isinstance(source, io.BytesIO) else source.read_bytes())
+
+
+def _check(ref: ImageRef, source: Path | io.BytesIO) -> tuple[int, int]:
+    with _open(ref, source) as picture:
         width, height = picture.size
         ends = _ENDS.get(picture.format or "")
         # Not picture.getexif(): it decodes a whole PNG to look for EXIF behind the pixels.
         exif = Image.Exif()
         exif.load(picture.info.get("exif") or b"")
-    if ends is None or ends not in _tail(ref):
-        open_image(ref)
+    if ends is None or ends not in _tail(source):
+        _decode(ref, source)
     turned = exif.get(ExifTags.Base.Orientation, 1) >= 5
     return (height, width) if turned else (width, height)
 
@@ -63,8 +79,7 @@ def name_of(ref: ImageRef) -> str:
     return ref.source if len(ref.source) <= 120 else ref.source[:60] + "..."
 
 
-def _open(ref: ImageRef) -> Image.Image:
-    source = _read(ref)
+def _open(ref: ImageRef, source: Path | io.BytesIO) -> Image.Image:
     try:
         picture = Image.open(source)
     except Image.DecompressionBombError as error:
@@ -109,7 +124,7 @@ def _read(ref: ImageRef) -> Path | io.BytesIO:
         try:
             with urllib.request.urlopen(source, timeout=30) as answer:
                 return io.BytesIO(answer.read())
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, http.client.HTTPException) as error:
             raise DataError(f"image {source} cannot be fetched ({error})") from error
     return _path(ref)
 
@@ -125,8 +140,7 @@ def _path(ref: ImageRef) -> Path:
     return Path(ref.folder) / ref.source
 
 
-def _tail(ref: ImageRef) -> bytes:
-    source = _read(ref)
+def _tail(source: Path | io.BytesIO) -> bytes:
     if isinstance(source, io.BytesIO):
         return source.getvalue()[-_TAIL:]
     with source.open("rb") as file:

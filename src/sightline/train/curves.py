@@ -65,7 +65,7 @@ def _raw_and_smooth(log: Sequence[Mapping[str, Any]], key: str) -> Line:
 
 def _missing(log: Sequence[Mapping[str, Any]]) -> str:
     count = sum(step["loss"] is None for step in log)
-    return f"{count} steps without a number for a loss" if count else ""
+    return f"Steps whose loss is no number: {count}" if count else ""
 
 
 def facts_list(facts: Mapping[str, str], kind: str = "facts") -> str:

@@ -11,7 +11,7 @@ import math
 import os
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from time import perf_counter
@@ -161,6 +161,8 @@ class Log:
             self._file.write(json.dumps(record) + "\n")
             self._file.flush()
         except OSError as error:
+            with suppress(OSError):  # closing tries again what is left in the buffer
+                self._file.close()
             raise UserError(f"{self.path}: cannot write the log: {error.strerror}") from error
         if self._board:
             for name in ("loss", "grad_norm", "tokens_per_second", "data_share", "fill", "memory_gb"):
