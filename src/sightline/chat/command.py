@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from sightline.chat.session import Session, after, answer, next_question, reset, show, start
 from sightline.errors import UserError
-from sightline.runtime import console, seed_everything
+from sightline.runtime import console, say, seed_everything
 from sightline.types import ImageRef
 
 if TYPE_CHECKING:
@@ -23,46 +23,44 @@ if TYPE_CHECKING:
     from sightline.model.load import VLM
 
 HELP = """\
-/image PATH_OR_URL   show an image with the next question; several may be given, one after the other
-/reset               forget the conversation and begin anew with the images of the command line (also: RESET)
-/exit                leave (also: EXIT, Ctrl-D)
+/image PATH_OR_URL   show an image with the next question; for several, once for each
+/reset               forget the conversation and begin anew with the images of the command line (or: RESET)
+/exit                leave (or: EXIT, Ctrl-D)
 /help                this list
-A backslash at the end of a line continues it on the next. <image> in a question is the place of a waiting image.
-Ctrl-C stops an answer."""
+A backslash at the end of a line continues it on the next one. <image> in a question is the place of a waiting image,
+otherwise images come first. Ctrl-C stops an answer."""
 
-# What readline does not print must be in \001 \002, or it takes it for text and miscounts the line.
-PROMPT, CONTINUED = "\001\033[1;36m\002> \001\033[0m\002", "\001\033[1;36m\002. \001\033[0m\002"
+ANSWER, PLAIN = "\033[32m", "\033[0m"
 
-_NOT_FOR_TERMINALS = dict.fromkeys({*range(32), *range(127, 160)} - {ord("\n"), ord("\t")})
+NOT_FOR_TERMINALS = dict.fromkeys({*range(32), *range(127, 160)} - {ord("\n"), ord("\t")})
 """A model that says control characters must not steer the terminal."""
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="MODEL", help="a Hugging Face LLaVA folder or hub id, or a run of sightline train")
-    parser.add_argument("--image", nargs="+", action="extend", default=[], metavar="PATH_OR_URL",
-                        help="shown with the first question")
-    parser.add_argument("--system", metavar="TEXT", help="the system message, instead of the template's own")
-    parser.add_argument("--prompt-template", metavar="NAME", help="instead of the one that the model was saved with")
-    parser.add_argument("--max-new-tokens", type=_number(int, 1), default=2048, metavar="N")
-    parser.add_argument("--temperature", type=_number(float, 0), default=0.1, metavar="T",
-                        help="0 takes the most likely token every time (default: 0.1)")
-    parser.add_argument("--top-k", type=_number(int, 0), default=40, metavar="N", help="0 takes all (default: 40)")
-    parser.add_argument("--top-p", type=_number(float, 0, 1), default=0.75, metavar="P", help="(default: 0.75)")
-    parser.add_argument("--repetition-penalty", type=_number(float, 0.01), default=1.0, metavar="X", help="(default: 1.0)")
-    parser.add_argument("--stop-words", nargs="+", default=[], metavar="TEXT", help="also end an answer at these texts")
-    parser.add_argument("--seed", type=int, default=0, help="of the choice of tokens (default: 0)")
-    parser.add_argument("--torch-dtype", choices=("auto", "fp16", "bf16", "fp32"), default="auto")
-    parser.add_argument("--bits", type=int, choices=(4, 8), help="quantise the language model")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps, npu or xpu")
-    parser.add_argument("--llava", "--visual-encoder", dest="parts", help=argparse.SUPPRESS)
+    add = parser.add_argument
+    add("model", metavar="MODEL", help="a Hugging Face LLaVA folder or hub id, or the folder of a run")
+    add("--image", nargs="+", action="extend", default=[], metavar="PATH_OR_URL", help="shown with the first question")
+    add("--system", metavar="TEXT", help="the system message, instead of the template's own")
+    add("--prompt-template", metavar="NAME", help="instead of the one that the model was saved with")
+    add("--max-new-tokens", type=_number(int, 1), default=2048, metavar="N", help="default: 2048")
+    add("--temperature", type=_number(float, 0), default=0.1, metavar="T", help="0 is the likeliest; default: 0.1")
+    add("--top-k", type=_number(int, 0), default=40, metavar="N", help="0 is all; default: 40")
+    add("--top-p", type=_number(float, 0, 1), default=0.75, metavar="P", help="default: 0.75")
+    add("--repetition-penalty", type=_number(float, 0.01), default=1.0, metavar="X", help="default: 1.0, none")
+    add("--stop-words", nargs="+", default=[], metavar="TEXT", help="also end an answer at these texts")
+    add("--seed", type=int, default=0, metavar="N", help="of the choice of tokens; default: 0")
+    add("--torch-dtype", choices=("auto", "fp16", "bf16", "fp32"), default="auto", help="default: auto")
+    add("--bits", type=int, choices=(4, 8), help="quantise the language model")
+    add("--device", default="auto", help="auto, cpu, cuda, mps, npu or xpu")
+    add("--llava", "--visual-encoder", dest="parts", help=argparse.SUPPRESS)
 
 
 def run(args: argparse.Namespace) -> None:
     """Talk with a model about images, at the terminal or through a pipe.
 
-    One line is one question; /help lists what else can be typed. In a pipe (`echo question | sightline chat ...`) only the
-    answers come out, one after the other. An answer stopped by Ctrl-C stays in the conversation as far as it was seen; one
-    stopped before its first word counts as not asked for.
+    One line is one question; /help lists what else can be typed. In a pipe (echo question | sightline chat ...) nothing
+    but the answers comes out. An answer that Ctrl-C stops stays in the conversation as far as it was seen; stopped
+    before its first word, the question counts as not asked.
     """
     if args.parts is not None:
         raise UserError(
@@ -70,7 +68,6 @@ def run(args: argparse.Namespace) -> None:
             "language model, the vision tower and the projector: convert yours first (sightline convert --help)"
         )
     session = start(args.system, tuple(_image(name) for name in args.image))
-    at_terminal = sys.stdin.isatty() and sys.stdout.isatty()
     vlm = _load(args)
     from sightline.model.generate import Memory, Sampling
 
@@ -83,67 +80,70 @@ def run(args: argparse.Namespace) -> None:
         stop=tuple(args.stop_words),
     )
     seed_everything(args.seed)
+    at_terminal = sys.stdin.isatty() and sys.stdout.isatty()
     if at_terminal:
-        remark(f"{vlm.prompter.template.name}, {vlm.device}, {str(vlm.model.dtype).removeprefix('torch.')}. "
-               f"{_waiting(session)}/help lists what can be typed.")
+        dtype = str(vlm.model.dtype).removeprefix("torch.")
+        say(f"{vlm.prompter.template.name}, {vlm.device}, {dtype}. /help lists what can be typed. {_waiting(session)}")
     failed = _talk(session, vlm, sampling, Memory(), at_terminal)
     if failed and not at_terminal:
-        raise UserError(f"{failed} of the lines were not answered")
-
-
-def remark(text: str) -> None:
-    """Say something that is no answer: one line, however long, on standard error."""
-    console.print(text, style="dim", markup=False, soft_wrap=True)
+        raise UserError(f"lines without an answer: {failed}, see above")
 
 
 def _talk(session: Session, vlm: VLM, sampling: Sampling, memory: Memory, at_terminal: bool) -> int:
-    """Answer line by line; return how many lines could not be answered or obeyed, each with its remark."""
+    """Answer or obey line by line; return the number of lines for which that was not possible, each with its remark."""
     failed = 0
     for line in _lines(at_terminal):
-        word, _, rest = line.partition(" ")
         try:
-            if line in ("/exit", "EXIT"):
-                break
-            if line in ("/reset", "RESET"):
-                session = reset(session)
-                remark(f"forgotten. {_waiting(session)}")
-            elif line == "/help":
-                remark(HELP)
-            elif word == "/image" and rest.strip():
-                session = show(session, _image(rest.strip()))
-                remark(_waiting(session))
-            elif line.startswith("/"):
-                raise UserError(f"not sent: no command {line!r}; /help lists them, a blank in front sends the line as it is")
-            elif line.strip():
-                session = _turn(session, line.strip(), vlm, sampling, memory, at_terminal)
+            match line.split(maxsplit=1) if line.startswith("/") or line in ("EXIT", "RESET") else []:
+                case []:
+                    if text := line.strip():
+                        session = _turn(session, text, vlm, sampling, memory, at_terminal)
+                case ["/exit" | "EXIT"]:
+                    break
+                case ["/reset" | "RESET"]:
+                    session = reset(session)
+                    say(f"The conversation is forgotten. {_waiting(session)}".rstrip())
+                case ["/help"]:
+                    say(HELP)
+                case ["/image", name]:
+                    session = show(session, _image(name.strip()))
+                    say(_waiting(session))
+                case ["/image"]:
+                    raise UserError("/image needs a path or URL after it")
+                case [command, *_]:
+                    raise UserError(
+                        f"not sent: no command is called {command}; see /help, or put a blank in front to send it"
+                    )
         except UserError as error:
-            remark(str(error))
+            say(str(error))
             failed += 1
     return failed
 
 
 def _turn(session: Session, text: str, vlm: VLM, sampling: Sampling, memory: Memory, at_terminal: bool) -> Session:
-    """Ask and print the answer while it comes."""
+    """Ask, and print the answer while it comes."""
     question = next_question(session, text)
+    coloured = at_terminal and console.color_system is not None and not console.no_color
     said = ""
-    with _stopped_by_ctrl_c() as stopped:
-        for piece in answer(vlm, session, question, sampling, memory, stopped):
+    with _ctrl_c_only_stops(at_terminal) as stopped:
+        for piece in answer(vlm, session, question, sampling, memory, stopped.is_set):
             said += piece
-            sys.stdout.write(piece.translate(_NOT_FOR_TERMINALS) if at_terminal else piece)
-            sys.stdout.flush()
-        interrupted = stopped.is_set()
-    sys.stdout.write("\n")
-    sys.stdout.flush()
-    if interrupted and not said:
-        remark("stopped: the question counts as not asked")
+            shown = piece.translate(NOT_FOR_TERMINALS) if at_terminal else piece
+            print(f"{ANSWER}{shown}{PLAIN}" if coloured else shown, end="", flush=True)
+    print(flush=True)
+    if stopped.is_set() and not said:
+        say("Stopped: the question counts as not asked.")
         return session
     return after(session, question, said)
 
 
 @contextmanager
-def _stopped_by_ctrl_c() -> Iterator[threading.Event]:
-    """Ctrl-C sets the event; a second one interrupts as ever."""
+def _ctrl_c_only_stops(at_terminal: bool) -> Iterator[threading.Event]:
+    """At the terminal, Ctrl-C sets the event; the second one interrupts as ever."""
     stopped = threading.Event()
+    if not at_terminal:
+        yield stopped
+        return
 
     def stop(*_: object) -> None:
         stopped.set()
@@ -157,80 +157,71 @@ def _stopped_by_ctrl_c() -> Iterator[threading.Event]:
 
 
 def _lines(at_terminal: bool) -> Iterator[str]:
-    """What is typed or piped in, lines that end in a backslash joined with the next one."""
+    """What is typed or piped in; a line that ends in a backslash goes on with the next one."""
     if at_terminal:
-        with suppress(ImportError):  # Windows has none
+        with suppress(ImportError):  # Windows edits lines by itself
             import readline
 
-            readline.parse_and_bind("tab: complete")
-    held = ""
+            readline.parse_and_bind("tab: complete")  # file names
+            readline.set_completer_delims(" ")
+    begun: list[str] = []
     while True:
         try:
-            line = input((CONTINUED if held else PROMPT) if at_terminal else "")
+            line = input((". " if begun else "> ") if at_terminal else "")
         except EOFError:
             if at_terminal:
                 print()
-            if held:
-                yield held
+            yield "\n".join(begun)
             return
         except UnicodeDecodeError as error:
-            raise UserError(f"standard input is not {error.encoding}: {error.reason} at byte {error.start}") from error
+            raise UserError(f"standard input is not {error.encoding}: {error.reason}, byte {error.start}") from error
         except KeyboardInterrupt:
             if not at_terminal:
                 raise
-            print()
-            remark("Ctrl-D leaves")
-            held = ""
+            begun = []
+            print("\nCtrl-D leaves")
             continue
-        held += line.removesuffix("\\")
-        if line.endswith("\\"):
-            held += "\n"
-            continue
-        yield held
-        held = ""
+        begun.append(line.removesuffix("\\"))
+        if not line.endswith("\\"):
+            yield "\n".join(begun)
+            begun = []
 
 
 def _image(name: str) -> ImageRef:
-    """An image as it is typed or dropped into a terminal (quoted, blanks escaped, ~), checked and read at once."""
+    """An image as typed, or dropped into a terminal (quoted, blanks escaped), or with ~: checked and read at once."""
     from sightline.prompt.images import hold_image
 
     if not name.startswith(("http://", "https://", "data:")):
-        if not Path(name).exists():
-            with suppress(ValueError):
+        if not os.path.exists(name):
+            with suppress(ValueError):  # a quote that is no quote
                 name = " ".join(shlex.split(name))
         name = os.path.expanduser(name)
     return hold_image(ImageRef(name))
 
 
 def _waiting(session: Session) -> str:
-    match len(session.waiting):
-        case 0:
-            return ""
-        case 1:
-            return "1 image waits for the next question. "
-        case number:
-            return f"{number} images wait for the next question. "
+    count = len(session.waiting)
+    return f"{count} image{'s' * (count > 1)} will be shown with the next question." if count else ""
 
 
 def _load(args: argparse.Namespace) -> VLM:
-    from sightline.model.load import load
-
     path = args.model
     if not Path(path, "config.json").exists() and Path(path, "hf", "config.json").exists():
         path = str(Path(path, "hf"))
-        remark(f"{args.model} is a run; its model is in {path}")
+        say(f"{args.model} is a run; its model is {path}")
     with console.status(f"loading {path}"):
+        from sightline.model.load import load
+
         return load(path, device=args.device, dtype=args.torch_dtype, template=args.prompt_template, bits=args.bits)
 
 
 def _number(kind: Callable[[str], Any], least: float, most: float = float("inf")) -> Callable[[str], Any]:
     """A type of argparse: a number within bounds."""
 
-    def parse(text: str) -> Any:
+    def number(text: str) -> Any:
         value = kind(text)
         if not least <= value <= most:
-            raise argparse.ArgumentTypeError(f"{text} is not " + (f"{least} or more" if most > 1 else f"from {least} to {most}"))
+            raise argparse.ArgumentTypeError(f"{text} is not between {least} and {most}")
         return value
 
-    parse.__name__ = "number"
-    return parse
+    return number

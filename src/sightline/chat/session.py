@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -70,9 +70,9 @@ def after(session: Session, question: Message, answer: str) -> Session:
 
 
 def answer(
-    vlm: VLM, session: Session, question: Message, sampling: Sampling, memory: Memory, stopped: threading.Event
+    vlm: VLM, session: Session, question: Message, sampling: Sampling, memory: Memory, stopped: Callable[[], bool]
 ) -> Iterator[str]:
-    """The model's answer, piece by piece, within what its context has room for; setting `stopped` ends it.
+    """The model's answer, piece by piece, no longer than its context has room for; it ends when `stopped()` is true.
 
     Raises UserError when not even one token has room, or when the device has no memory left.
     """
@@ -81,8 +81,7 @@ def answer(
     from sightline.model.generate import reply
 
     messages = (*session.messages, question)
-    room = _room(vlm, messages)
-    sampling = replace(sampling, max_new_tokens=min(sampling.max_new_tokens, room))
+    sampling = replace(sampling, max_new_tokens=min(sampling.max_new_tokens, _room(vlm, messages)))
     try:
         yield from reply(vlm, messages, sampling, memory, stopped)
     except torch.OutOfMemoryError as error:
@@ -91,13 +90,13 @@ def answer(
 
 def _room(vlm: VLM, messages: tuple[Message, ...]) -> int:
     """How many tokens the model's context has left after these messages."""
-    length = len(vlm.prompter.encode(messages).ids)
-    # Some language models (ALiBi) have no limit.
     limit = getattr(vlm.model.config.text_config, "max_position_embeddings", None)
-    room = (limit or length + 1_000_000) - length
-    if room < 1:
+    if limit is None:  # language models without position embeddings (ALiBi) have no limit
+        return sys.maxsize
+    length = len(vlm.prompter.encode(messages).ids)
+    if length >= limit:
         raise UserError(
             f"not sent: with this question the conversation has {length} tokens, and the model sees {limit}; "
             f"/reset begins anew, or ask with less text or fewer images"
         )
-    return room
+    return int(limit) - length

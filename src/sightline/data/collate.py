@@ -101,6 +101,8 @@ def batches(dataset: Dataset, packs: Iterable[Pack], *, workers: int) -> Iterato
         sampler=packs,
         batch_size=None,
         num_workers=workers,
+        # Else it draws a seed from torch's, and a run that goes on would drop out other values than one never cut off.
+        generator=torch.Generator(),
         prefetch_factor=4 if workers else None,
     )
     for batch in loader:

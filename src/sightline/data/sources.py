@@ -133,7 +133,8 @@ def _skip(text: str, at: int) -> int:
 
 
 def _lines(path: Path, content: mmap.mmap | bytes) -> list[tuple[int, int]]:
-    spans, start = [], 0
+    spans: list[tuple[int, int]] = []
+    start = 0
     while start < len(content):
         end = content.find(b"\n", start)
         end = len(content) if end < 0 else end

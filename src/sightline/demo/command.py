@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from sightline.evaluate.answers import AnswersResult
     from sightline.evaluate.task import Score
     from sightline.model.load import VLM
-    from sightline.types import ImageRef
+    from sightline.types import Message
 
 MARK = "demo.json"
 """Says that a folder is the demo's own: only then are earlier runs in it replaced."""
@@ -177,9 +177,11 @@ def _chat(vlm: VLM, world: World, model: Path) -> None:
     from sightline.types import ImageRef, Message, Text, ask
 
     row = next(row for row in open_rows(world.heldout) if isinstance(row["image"], str))
-    image = ImageRef(str(world.images / row["image"]))
-    _step("a chat about a picture it has never seen", f"sightline chat {model} --image {image.source}")
-    memory, messages = Memory(), []
+    path = str(world.images / row["image"])
+    image = ImageRef(path)
+    _step("a chat about a picture it has never seen", f"sightline chat {model} --image {path}")
+    memory = Memory()
+    messages: list[Message] = []
     for question in ("Describe the picture.", "How many shapes are there?", "What is at the centre?"):
         messages.append(ask(question, [] if messages else [image]))
         answer = "".join(reply(vlm, messages, Sampling(max_new_tokens=60), memory)).strip()
@@ -244,7 +246,7 @@ def _report(folder: Path, scores: Scores, minutes: float) -> Path:
     right = [row for row in answers if row.right][:: max(1, len(answers) // 14)][:14]
     samples = [
         Sample(
-            pictures=[_picture(image) for image in row.images],
+            pictures=row.images,
             question=row.question,
             answer=row.answer,
             truth=row.truth,
@@ -267,11 +269,6 @@ def _report(folder: Path, scores: Scores, minutes: float) -> Path:
         scores=rows,
         facts=facts,
     )
-
-
-def _picture(image: ImageRef) -> str | bytes:
-    source = image.source
-    return source if isinstance(source, bytes) or image.folder is None else str(Path(image.folder) / source)
 
 
 def _demand(scores: Scores, demands: Demands) -> None:

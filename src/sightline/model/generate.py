@@ -77,21 +77,21 @@ def reply(
     messages: Sequence[Message],
     sampling: Sampling = Sampling(),
     memory: Memory | None = None,
-    stopped: threading.Event | None = None,
+    stopped: Callable[[], bool] = lambda: False,
 ) -> Iterator[str]:
     """Answer the last message piece by piece; the pieces join to the answer without blanks around it.
 
-    `memory` spares what earlier turns of the same conversation computed. Whoever sets `stopped` (a new one for each
-    answer) or closes the iterator ends the answer after the token that is being computed.
+    `memory` spares what earlier turns of the same conversation computed. The answer ends after the token that is being
+    computed when `stopped()` is true or the iterator is closed.
     """
     encoded = vlm.prompter.encode(messages)
     memory = memory if memory is not None else Memory()
-    stopped = stopped if stopped is not None else threading.Event()
+    closed = threading.Event()
     stream = TextStream(vlm.prompter.tokenizer)
 
     def work() -> None:
         try:
-            _continue(vlm, encoded, sampling, memory, stream, stopped)
+            _continue(vlm, encoded, sampling, memory, stream, lambda: closed.is_set() or stopped())
             stream.pieces.put(None)
         except BaseException as error:
             memory.forget()
@@ -102,7 +102,7 @@ def reply(
     try:
         yield from _stripped(_without_stop(iter(stream), (*vlm.prompter.stop[1], *sampling.stop)))
     finally:
-        stopped.set()
+        closed.set()
         thread.join()
 
 
@@ -131,7 +131,7 @@ def replies(
 
 @torch.inference_mode()
 def _continue(
-    vlm: VLM, encoded: Encoded, sampling: Sampling, memory: Memory, stream: TextStream, stopped: threading.Event
+    vlm: VLM, encoded: Encoded, sampling: Sampling, memory: Memory, stream: TextStream, stopped: Callable[[], bool]
 ) -> None:
     known = memory.keep(encoded, vlm.prompter.image_token_id)
     new_images = int((encoded.ids[known:] == vlm.prompter.image_token_id).sum()) // vlm.prompter.tokens_per_image
@@ -146,7 +146,7 @@ def _continue(
         past_key_values=memory.cache,
         streamer=stream,
         stopping_criteria=StoppingCriteriaList(
-            [lambda ids, scores, **_: torch.full((len(ids),), stopped.is_set(), device=ids.device)]
+            [lambda ids, scores, **_: torch.full((len(ids),), stopped(), device=ids.device)]
         ),
     )
     memory.ids = out[0].tolist()[: memory.cache.get_seq_length()]

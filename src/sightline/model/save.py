@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors.torch import save_file
+from transformers import GenerationConfig
 
 from sightline.errors import CheckpointError
 from sightline.model.load import VLM
@@ -44,7 +45,12 @@ def save(vlm: VLM, folder: str | Path, *, dtype: torch.dtype | None = None, max_
         _write_weights(state, partial, max_shard_size)
         kept = dtype or next(iter(state.values())).dtype
         _write_json(partial / "config.json", hub_config(vlm.model.config.to_dict(), kept))
-        vlm.model.generation_config.save_pretrained(partial)
+        # Not the language model's own: it may sample, and transformers refuses to write some (Vicuna's).
+        GenerationConfig(
+            bos_token_id=vlm.prompter.tokenizer.bos_token_id,
+            eos_token_id=list(vlm.prompter.stop[0]),
+            pad_token_id=vlm.prompter.pad_token_id,
+        ).save_pretrained(partial)
         write_processor(vlm.prompter, vlm.model.config, partial)
     return Path(folder)
 

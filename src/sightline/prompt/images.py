@@ -1,17 +1,20 @@
-"""Where an image comes from -> an upright RGB picture; what is wrong with it, if anything, without decoding it whole."""
+"""Where an image comes from -> an upright RGB picture; what is wrong with it, without decoding it whole."""
 
 from __future__ import annotations
 
 import base64
-import binascii
 import http.client
 import io
 import os.path
 import urllib.parse
 import urllib.request
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+import numpy as np
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from sightline.errors import DataError
 from sightline.types import ImageRef
@@ -19,9 +22,21 @@ from sightline.types import ImageRef
 MAX_PIXELS = 178_956_970
 """Above this a picture is taken for a decompression bomb (Pillow's own limit for an error: 2 x 89,478,485)."""
 
-_ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
+_END_OF_PNG = b"IEND\xaeB`\x82"
+_END_OF_JPEG, _SCAN_OF_JPEG = b"\xff\xd9", b"\xff\xda"
 _TAIL = 64 * 1024
 """Some cameras write a little after the end mark of a JPEG."""
+
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""EXIF orientation -> what turns the picture upright; from 5 on, width and height change places."""
 
 
 def open_image(ref: ImageRef) -> Image.Image:
@@ -30,18 +45,6 @@ def open_image(ref: ImageRef) -> Image.Image:
     Raises DataError naming the image and what is wrong with it.
     """
     return _decode(ref, _read(ref))
-
-
-def _decode(ref: ImageRef, source: Path | io.BytesIO) -> Image.Image:
-    try:
-        with _open(ref, source) as picture:
-            upright = ImageOps.exif_transpose(picture)
-            if upright.mode in ("RGBA", "LA", "PA") or "transparency" in upright.info:
-                rgba = upright.convert("RGBA")
-                upright = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
-            return upright.convert("RGB")
-    except (OSError, SyntaxError, ValueError) as error:
-        raise DataError(f"image {name_of(ref)} cannot be decoded ({error}); replace it or drop its row") from error
 
 
 def check_image(ref: ImageRef) -> tuple[int, int]:
@@ -59,17 +62,29 @@ def hold_image(ref: ImageRef) -> ImageRef:
     return ImageRef(source.getvalue() if isinstance(source, io.BytesIO) else source.read_bytes())
 
 
+def _decode(ref: ImageRef, source: Path | io.BytesIO) -> Image.Image:
+    with _one_line(ref), _open(ref, source) as picture:
+        picture.load()
+        turn = _UPRIGHT.get(_orientation(picture))
+        upright = picture if turn is None else picture.transpose(turn)
+        if upright.mode.startswith("I;16"):
+            # Pillow's own conversion clips at 255, which makes a 16-bit picture white.
+            return Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8)).convert("RGB")
+        if upright.has_transparency_data:
+            rgba = upright.convert("RGBA")
+            upright = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
+        return upright.convert("RGB")
+
+
 def _check(ref: ImageRef, source: Path | io.BytesIO) -> tuple[int, int]:
-    with _open(ref, source) as picture:
+    with _one_line(ref), _open(ref, source) as picture:
+        tail = _tail(source)
+        if not _is_whole(picture.format, tail):
+            return _decode(ref, source).size
+        if b"eXIf" in tail:
+            picture.load()  # a PNG may tell its orientation behind the pixels
         width, height = picture.size
-        ends = _ENDS.get(picture.format or "")
-        # Not picture.getexif(): it decodes a whole PNG to look for EXIF behind the pixels.
-        exif = Image.Exif()
-        exif.load(picture.info.get("exif") or b"")
-    if ends is None or ends not in _tail(source):
-        _decode(ref, source)
-    turned = exif.get(ExifTags.Base.Orientation, 1) >= 5
-    return (height, width) if turned else (width, height)
+        return (height, width) if _orientation(picture) >= 5 else (width, height)
 
 
 def name_of(ref: ImageRef) -> str:
@@ -77,6 +92,20 @@ def name_of(ref: ImageRef) -> str:
     if isinstance(ref.source, bytes):
         return f"<{len(ref.source)} bytes>"
     return ref.source if len(ref.source) <= 120 else ref.source[:60] + "..."
+
+
+@contextmanager
+def _one_line(ref: ImageRef) -> Iterator[None]:
+    """Make a DataError of whatever Pillow stumbles over in a damaged file: it has no error of its own for that."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except DataError:
+        raise
+    except Exception as error:
+        reason = str(error) or type(error).__name__
+        raise DataError(f"image {name_of(ref)} cannot be decoded ({reason}); replace it or drop its row") from error
 
 
 def _open(ref: ImageRef, source: Path | io.BytesIO) -> Image.Image:
@@ -96,7 +125,26 @@ def _open(ref: ImageRef, source: Path | io.BytesIO) -> Image.Image:
     if width * height > MAX_PIXELS:
         picture.close()
         raise DataError(f"image {name_of(ref)} is too large: {width} x {height} px; scale it below {MAX_PIXELS:,} px")
+    if picture.mode in ("I", "F"):
+        picture.close()
+        raise DataError(f"image {name_of(ref)} holds 32-bit numbers, whose white is unknown; save it with 8 or 16 bits")
     return picture
+
+
+def _orientation(picture: Image.Image) -> int:
+    try:
+        # Not picture.getexif(): it decodes a whole PNG to look for EXIF behind the pixels.
+        value = Image.Image.getexif(picture).get(ExifTags.Base.Orientation)
+    except Exception:
+        return 1  # EXIF data that cannot be read say nothing; the picture itself may be perfect
+    return value if value in _UPRIGHT else 1
+
+
+def _is_whole(kind: str | None, tail: bytes) -> bool:
+    """Whether the end mark is there; in a JPEG behind the last scan, because its preview has an end mark too."""
+    if kind == "JPEG":
+        return tail.rfind(_END_OF_JPEG) > tail.rfind(_SCAN_OF_JPEG)
+    return kind == "PNG" and _END_OF_PNG in tail
 
 
 def _read(ref: ImageRef) -> Path | io.BytesIO:
@@ -111,7 +159,7 @@ def _read(ref: ImageRef) -> Path | io.BytesIO:
                 if head.endswith(";base64")
                 else urllib.parse.unquote_to_bytes(body)
             )
-        except binascii.Error as error:
+        except ValueError as error:
             raise DataError(f"image {name_of(ref)}: broken base64 ({error})") from error
         if not comma:
             raise DataError(f"image {name_of(ref)}: a data URI without a comma")

@@ -1,4 +1,4 @@
-"""Messages -> token ids, target mask, image places and pixels: the one way, for training, chat, serving and evaluation."""
+"""Messages -> token ids, target mask, image places and pixels: the one way for training, chat and evaluation."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,7 +14,7 @@ import numpy as np
 from sightline.errors import DataError, ModelError
 from sightline.prompt.images import open_image
 from sightline.prompt.templates import BOS, EOS, TEMPLATES, Template, render, to_text
-from sightline.types import IGNORE, IMAGE, Encoded, ImageRef, Message, Segment
+from sightline.types import IGNORE, IMAGE, Encoded, ImageRef, Message, Segment, Text
 
 if TYPE_CHECKING:
     import torch
@@ -79,8 +80,8 @@ class Prompter:
     def encode(self, messages: Sequence[Message], *, max_length: int | None = None) -> Encoded:
         """Tokenise messages; the answer stays open when the last message is the user's.
 
-        `max_length` counts all tokens, those of images included; what is longer is cut at the end. Raises DataError when
-        the cut goes through an image.
+        `max_length` counts all tokens, those of images included; what is longer is cut at the end. Raises DataError
+        when the cut goes through an image.
         """
         segments = self.render(messages)
         ids, targets = self._tokenise(segments)
@@ -115,11 +116,11 @@ class Prompter:
         """One picture of CLIP's mean colour: float32 [1, 3, H, W]."""
         return self._grey
 
-    def explain(self, encoded: Encoded) -> RichText:
-        """The tokens as coloured text: targets green on their own tokens, image tokens folded, the rest dim."""
+    def explain(self, encoded: Encoded, *, marks: tuple[str, str] = ("", "")) -> RichText:
+        """The tokens as coloured text: targets green and between `marks`, image tokens folded, the rest dim."""
         from rich.text import Text as RichText
 
-        result = RichText()
+        result, before = RichText(), list[int]()
         for ids, is_image, is_target in _runs(encoded, self.image_token_id):
             if is_image:
                 count = len(ids) // self.tokens_per_image
@@ -128,46 +129,45 @@ class Prompter:
                     style="black on cyan",
                 )
             else:
-                text = self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-                result.append(text, style="bold green" if is_target else "dim")
+                # Some tokenizers drop a space at the beginning of what they decode: it must not be the beginning.
+                text = self._decode(before + ids)[len(self._decode(before)) :]
+                opened, closed = marks if is_target else ("", "")
+                result.append(opened + text + closed, style="bold green" if is_target else "dim")
+            before = ids[-1:]
         return result
 
+    def _decode(self, ids: list[int]) -> str:
+        text: str = self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        return text
+
     def _tokenise(self, segments: Sequence[Segment]) -> tuple[np.ndarray, np.ndarray]:
-        """Ids as the tokenizer gives them for the whole text (so that every other program sees the same), and the mask.
+        """Ids as the tokenizer gives them for the whole text, so that every other program sees the same; and the mask.
 
-        A token belongs to the segment in which its characters lie. Where the tokenizer would merge across the border of a
-        target, text is cut there, because in generation the prompt ends there.
+        At each border of a target the ids up to there must be the beginning of the ids that go on, because generation
+        starts from them. Where the tokenizer would merge across the border, text is cut in two.
         """
-        borders, position = [], 0
-        for segment in segments:
-            length = len(to_text((segment,)))
-            if segment.target:
-                borders.append((position, position + length))
-            position += length
-        text = to_text(segments)
-        cuts = [0, len(text)]
-        while True:
-            pieces = [self._with_offsets(text, start, end) for start, end in zip(cuts, cuts[1:], strict=False)]
-            ids = np.concatenate([ids for ids, _ in pieces])
-            offsets = np.concatenate([offsets for _, offsets in pieces])
-            crossed = [
-                edge
-                for border in borders
-                for edge in border
-                if edge not in cuts and ((offsets[:, 0] < edge) & (edge < offsets[:, 1])).any()
-            ]
-            if not crossed:
-                break
-            cuts = sorted({*cuts, *crossed})
-        targets = np.zeros(len(ids), dtype=bool)
-        for start, end in borders:
-            targets |= (offsets[:, 0] >= start) & (offsets[:, 1] <= end) & (offsets[:, 1] > start)
-        return ids, targets
+        ids: list[int] = []
+        mask: list[bool] = []
+        text, piece = "", list[int]()
+        for target, run in groupby(segments, lambda segment: segment.target and isinstance(segment.content, Text)):
+            more = to_text(tuple(run))
+            longer = self._ids(text + more)
+            if longer[: len(piece)] != piece:
+                ids, text, piece, longer = ids + piece, "", [], self._ids(more)
+            mask += [target] * (len(longer) - len(piece))
+            text, piece = text + more, longer
+            last = self.tokenizer.convert_ids_to_tokens(piece[-1]) if piece else ""
+            if last in self._control_tokens and text.endswith(last):
+                # Nothing merges with a control token, so what stands before it need not be looked at again.
+                ids, text, piece = ids + piece[:-1], last, piece[-1:]
+        return np.array(ids + piece, dtype=np.int64), np.array(mask, dtype=bool)
 
-    def _with_offsets(self, text: str, start: int, end: int) -> tuple[np.ndarray, np.ndarray]:
-        encoded = self.tokenizer(text[start:end], add_special_tokens=False, return_offsets_mapping=True)
-        offsets = np.array(encoded["offset_mapping"], dtype=np.int64).reshape(-1, 2) + start
-        return np.array(encoded["input_ids"], dtype=np.int64), offsets
+    def _ids(self, text: str) -> list[int]:
+        try:
+            result: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        except TypeError:
+            raise DataError("a text holds half a surrogate pair (one of \\ud800 to \\udfff alone)") from None
+        return result
 
     def _expand(self, ids: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         repeats = np.where(ids == self.image_token_id, self.tokens_per_image, 1)

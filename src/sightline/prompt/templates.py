@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 from sightline.errors import DataError
-from sightline.types import IMAGE, ImageRef, Message, Segment, Text
+from sightline.types import IMAGE, Message, Part, Segment, Text
 
 BOS, EOS = "{bos}", "{eos}"
 """Stand for the tokenizer's own tokens in a template's strings."""
@@ -56,12 +57,12 @@ def _chatml(name: str, begin: str, stop: tuple[str, ...] = ()) -> Template:
 TEMPLATES = {
     template.name: template
     for template in (
-        # LLaVA-1.5's conversation "v1" (haotian-liu/LLaVA, conversation.py): with its system prompt, no space after </s>.
+        # LLaVA-1.5's conversation "v1" (haotian-liu/LLaVA, conversation.py) with its system prompt; no space after </s>
         Template(
             name="vicuna",
             system="{} ",
-            default_system="A chat between a curious user and an artificial intelligence assistant. The assistant gives "
-            "helpful, detailed, and polite answers to the user's questions.",
+            default_system="A chat between a curious user and an artificial intelligence assistant. The assistant "
+            "gives helpful, detailed, and polite answers to the user's questions.",
             user="USER: {} ",
             opening="ASSISTANT:",
             answer=" {}",
@@ -108,10 +109,9 @@ def render(
     """
     segments: list[Segment] = []
 
-    def write(frame: str, content: Sequence[Text | ImageRef] = (), target: bool = False) -> None:
+    def write(frame: str, content: Sequence[Part] = (), target: bool = False) -> None:
         before, _, after = frame.replace(BOS, bos).replace(EOS, eos).partition("{}")
-        guarded = [Text(guard(part.text)) if isinstance(part, Text) else part for part in content]
-        for part in (Text(before), *guarded, Text(after)):
+        for part in (Text(before), *_guarded(content, guard), Text(after)):
             if part != Text(""):
                 segments.append(Segment(part, target))
 
@@ -133,8 +133,14 @@ def render(
     return segments
 
 
+def _guarded(content: Sequence[Part], guard: Callable[[str], str]) -> Iterator[Part]:
+    for kind, parts in groupby(content, type):
+        # Texts that follow one another are guarded as one, or the halves of a control token would pass.
+        yield from [Text(guard("".join(part.text for part in parts)))] if kind is Text else parts
+
+
 def _in_turn(messages: Sequence[Message]) -> Iterator[Message]:
-    expected = ("system", "user")
+    expected: tuple[str, ...] = ("system", "user")
     for position, message in enumerate(messages):
         if message.role not in expected:
             wanted = " or ".join(expected)
@@ -151,7 +157,7 @@ def to_text(segments: Sequence[Segment]) -> str:
 def to_jinja(template: Template, *, bos: str = "", eos: str = "") -> str:
     """Write the template as a Jinja chat template, for programs that load an exported model.
 
-    Contents may be strings or lists of parts; an image in front of a message gets a line of its own, as in LLaVA's data.
+    Contents may be strings or lists of parts; an image in front of a message gets its own line, as in LLaVA's data.
     """
 
     def quoted(text: str) -> str:
@@ -178,7 +184,7 @@ def to_jinja(template: Template, *, bos: str = "", eos: str = "") -> str:
     answer = (
         "{% if message['content'] is string %}{{ message['content'] }}{% else %}{% for part in message['content'] %}"
     )
-    answer += "{{ part['text'] }}{% endfor %}{% endif %}"
+    answer += "{{ part['text'] if part['type'] == 'text' else '" + IMAGE + "' }}{% endfor %}{% endif %}"
     default = (
         framed(template.system, "{{ " + quoted(template.default_system) + " }}") if template.default_system else ""
     )

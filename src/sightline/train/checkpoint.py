@@ -6,6 +6,7 @@ import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -47,9 +48,13 @@ def save_checkpoint(
     return folder
 
 
-def prune(run: Path, keep: int) -> None:
-    """Delete all but the newest checkpoints of a run."""
-    for folder in checkpoints(run)[:-keep]:
+def prune(run: Path, step: int, keep: int) -> None:
+    """Delete all but the newest checkpoints of a run up to a step.
+
+    Later ones can only be there when the run has gone back to an older one; they are replaced as the run gets there.
+    """
+    reached = [folder for folder in checkpoints(run) if int(folder.name.removeprefix(PREFIX)) <= step]
+    for folder in reached[:-keep]:
         shutil.rmtree(folder)
 
 
@@ -64,21 +69,30 @@ def read_state(folder: Path) -> State:
                     f"checkpoint {folder} is damaged: {name} has {found} of {size} bytes; resume from an older one"
                 )
         return State(folder, state["step"], state["identity"], state["data"])
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(
             f"checkpoint {folder} is damaged: {STATE} cannot be read; resume from an older one"
         ) from error
 
 
-def check_resumable(state: State, recipe: Recipe, data: str) -> None:
-    """Raise CheckpointError when going on would not be the same run."""
+def check_recipe(state: State, recipe: Recipe) -> None:
+    """Raise CheckpointError when another recipe made the checkpoint."""
     differing = differences(state.identity, recipe.identity())
     if differing:
         raise CheckpointError(f"{state.folder} was made with another recipe: {'; '.join(differing)}")
-    if state.data != data:
+
+
+def check_data(state: State, fingerprint: str) -> None:
+    """Raise CheckpointError when the checkpoint was made with other data."""
+    if state.data != fingerprint:
         raise CheckpointError(f"{state.folder} was made with other data: its files have changed since")
 
 
 def load_optimizer(folder: Path, optimizer: torch.optim.Optimizer) -> None:
     """Put the optimiser's state back; reads tensors and plain values only."""
-    optimizer.load_state_dict(torch.load(folder / OPTIMIZER, map_location="cpu", weights_only=True))
+    try:
+        optimizer.load_state_dict(torch.load(folder / OPTIMIZER, map_location="cpu", weights_only=True))
+    except (OSError, RuntimeError, ValueError, KeyError, EOFError, UnpicklingError) as error:
+        raise CheckpointError(
+            f"checkpoint {folder} is damaged: {OPTIMIZER} cannot be read; resume from an older one"
+        ) from error

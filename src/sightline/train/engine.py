@@ -9,6 +9,7 @@ import torch
 from accelerate import Accelerator
 
 from sightline.data.collate import Batch
+from sightline.errors import UserError
 from sightline.model.load import VLM
 from sightline.model.tune import Group
 from sightline.recipe import Recipe
@@ -23,6 +24,8 @@ class Engine:
     def __init__(self, vlm: VLM, groups: Sequence[Group], recipe: Recipe) -> None:
         device = pick_device(recipe.engine.device)
         dtype = pick_dtype(recipe.engine.dtype, device)
+        if dtype == torch.float16 and device.type == "cpu":
+            raise UserError("engine.dtype: float16 does not train on the CPU; use bfloat16 or float32")
         precision = {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(dtype, "no")
         self.accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision=precision)
         self.vlm = vlm
@@ -32,7 +35,7 @@ class Engine:
             # Learning tensors keep full precision; what is frozen is stored as it is computed with.
             parameter.data = parameter.data.to(torch.float32 if parameter.requires_grad else dtype)
         if recipe.engine.gradient_checkpointing:
-            vlm.model.model.language_model.gradient_checkpointing_enable({"use_reentrant": False})
+            vlm.model.model.language_model.activation_checkpointing_enable({"use_reentrant": False})
         module = PackedLoss(vlm.model).to(self.accelerator.device)
         module.train()
         self.module, self.optimizer = self.accelerator.prepare(module, make_optimizer(groups, recipe.optim))
@@ -48,6 +51,11 @@ class Engine:
     @property
     def rank(self) -> int:
         return self.accelerator.process_index
+
+    @property
+    def scales(self) -> bool:
+        """Whether gradients overflow now and then by design: the scale of float16 is found by trying."""
+        return self.accelerator.scaler is not None
 
     def loss_sum(self, batch: Batch) -> torch.Tensor:
         """The sum of a batch's cross-entropies on this rank."""
@@ -67,13 +75,23 @@ class Engine:
         # Data parallelism averages gradients over ranks; ours are shares of one sum.
         self.accelerator.backward(loss * self.world)
 
-    def step(self) -> float:
-        """Clip, update, clear; returns the norm of the gradient before clipping."""
+    def step(self) -> float | None:
+        """Clip, update, clear; returns the norm of the gradient before clipping, where the engine tells it."""
         parameters = [p for group in self.groups for p in group.parameters]
         norm = self.accelerator.clip_grad_norm_(parameters, self.clip)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return float(norm) if norm is not None else float("nan")
+        return float(norm) if norm is not None else None
+
+    @contextmanager
+    def answering(self) -> Iterator[VLM]:
+        """The model as it answers between two steps: nothing drops out, in the precision of training."""
+        self.module.eval()
+        try:
+            with self.accelerator.autocast():
+                yield self.vlm
+        finally:
+            self.module.train()
 
     def sum(self, value: float) -> float:
         """A number added up over ranks."""

@@ -7,6 +7,8 @@ import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
+
 from sightline.data.collate import batches
 from sightline.data.index import Dataset, open_dataset, write_bad_rows
 from sightline.data.plan import Pack, Plan
@@ -19,7 +21,15 @@ from sightline.model.tune import Group, apply_tuning, merge_adapters
 from sightline.model.weights import checkpoints, find_checkpoint, load_weights
 from sightline.recipe import Recipe, dump_recipe
 from sightline.runtime import console, pick_device, pick_dtype, say, seed_everything, versions
-from sightline.train.checkpoint import State, check_resumable, load_optimizer, prune, read_state, save_checkpoint
+from sightline.train.checkpoint import (
+    State,
+    check_data,
+    check_recipe,
+    load_optimizer,
+    prune,
+    read_state,
+    save_checkpoint,
+)
 from sightline.train.engine import Engine
 from sightline.train.metrics import Log
 from sightline.train.optim import lr_scale, set_rates
@@ -34,16 +44,14 @@ def train(
     """Train as the recipe says, and write the run to `work_dir`; returns the folder of the finished model.
 
     `resume` is a checkpoint, or `auto` for the newest of `work_dir` (from the beginning if there is none yet).
-    `after_step` is called with the number of steps done and the model.
+    `after_step` is called with the number of steps done and the model, ready to answer.
     """
     run = Path(work_dir)
-    if resume is None and (checkpoints(run) or (run / "hf").exists()):
-        raise CheckpointError(f"{run} already holds a run; go on with --resume, or choose another --work-dir")
+    state = _find_state(run, resume, recipe)
     prompter = make_prompter(recipe.model)
     dataset = open_dataset(recipe.data, prompter, recipe.batch.max_length, console)
-    state = _find_state(run, resume)
     if state is not None:
-        check_resumable(state, recipe, dataset.fingerprint)
+        check_data(state, dataset.fingerprint)
     plan = Plan(
         tokens=dataset.tokens,
         global_batch=recipe.batch.global_batch,
@@ -64,36 +72,36 @@ def train(
 
     budget = recipe.batch.pack_tokens or recipe.batch.max_length
     feed = batches(dataset, _all_packs(plan, engine, budget, start), workers=recipe.batch.workers)
-    with (
-        packed_attention(vlm.model),
-        Log(
-            run,
-            first_step=start,
-            num_steps=plan.num_steps,
-            tensorboard=recipe.run.tensorboard,
-            every=recipe.run.log_every,
-            console=console,
-        ) as log,
-    ):
+    with Log(
+        run,
+        first_step=start,
+        num_steps=plan.num_steps,
+        tensorboard=recipe.run.tensorboard,
+        every=recipe.run.log_every,
+        console=console,
+    ) as log:
         for step in range(start, plan.num_steps):
             samples = plan.samples(step)
             packs = plan.packs(step, rank=engine.rank, world=engine.world, budget=budget)
             num_targets = int(dataset.targets[samples].sum())
             # Dropout too depends on nothing but the step.
-            seed_everything((recipe.run.seed * 1_000_003 + step) * engine.world + engine.rank)
+            seed_everything(((recipe.run.seed * 1_000_003 + step) * engine.world + engine.rank) % 2**63)
             rates = set_rates(engine.optimizer, lr_scale(step, plan.num_steps, recipe.optim))
             total = 0.0
-            for number in range(len(packs)):
-                with log.waiting():
-                    batch = next(feed)
-                with engine.accumulating(last=number == len(packs) - 1):
-                    loss = engine.loss_sum(batch)
-                    engine.backward(loss / num_targets)
-                total += float(loss.detach())
+            with packed_attention(vlm.model):
+                for number in range(len(packs)):
+                    with log.waiting():
+                        batch = next(feed)
+                    with engine.accumulating(last=number == len(packs) - 1):
+                        loss = engine.loss_sum(batch)
+                        engine.backward(loss / num_targets)
+                    total += float(loss.detach())
             mean = engine.sum(total) / num_targets
             if not math.isfinite(mean):
-                raise _not_finite(mean, step, [dataset.conversation(sample).origin for sample in samples])
+                raise _not_finite(f"loss is {mean}", step, dataset, samples)
             norm = engine.step()
+            if norm is not None and not math.isfinite(norm) and not engine.scales:
+                raise _not_finite(f"norm of the gradient is {norm}", step, dataset, samples)
             log.step(
                 step=step + 1,
                 loss=mean,
@@ -106,9 +114,10 @@ def train(
             )
             if _is_due(step + 1, recipe.run.save_every, plan.num_steps):
                 save_checkpoint(run, step + 1, vlm.model, engine.optimizer, recipe, dataset.fingerprint)
-                prune(run, recipe.run.keep)
+                prune(run, step + 1, recipe.run.keep)
             if after_step is not None:
-                after_step(step + 1, vlm)
+                with engine.answering() as answering:
+                    after_step(step + 1, answering)
     merge_adapters(vlm.model)
     device = pick_device(recipe.engine.device)
     finished = save(vlm, run / "hf", dtype=pick_dtype(recipe.engine.dtype, device))
@@ -117,13 +126,18 @@ def train(
     return finished
 
 
-def _find_state(run: Path, resume: str | None) -> State | None:
-    if resume is None:
-        return None
+def _find_state(run: Path, resume: str | None, recipe: Recipe) -> State | None:
+    """What to go on from, if anything; another run's work is never overwritten."""
+    state = None
     if resume == "auto" and not checkpoints(run):
         say(f"no checkpoint in {run} yet: starting from the beginning")
-        return None
-    return read_state(find_checkpoint(run if resume == "auto" else Path(resume)))
+    elif resume is not None:
+        state = read_state(find_checkpoint(run if resume == "auto" else Path(resume)))
+        check_recipe(state, recipe)
+    of_this_run = state is not None and state.folder.resolve().parent == run.resolve()
+    if not of_this_run and (checkpoints(run) or (run / "hf").exists()):
+        raise CheckpointError(f"{run} already holds a run; go on with --resume, or choose another --work-dir")
+    return state
 
 
 def _all_packs(plan: Plan, engine: Engine, budget: int, start: int) -> Iterator[Pack]:
@@ -155,6 +169,7 @@ def _open_run(run: Path, recipe: Recipe, dataset: Dataset, plan: Plan, groups: l
     say(f"{len(dataset):,} conversations, {plan.num_steps:,} steps; parameters that learn: {learning}")
 
 
-def _not_finite(loss: float, step: int, rows: list[str]) -> UserError:
+def _not_finite(what: str, step: int, dataset: Dataset, samples: np.ndarray) -> UserError:
+    rows = [dataset.conversation(sample).origin for sample in samples]
     shown = ", ".join(rows[:4]) + (f" and {len(rows) - 4} more" if len(rows) > 4 else "")
-    return UserError(f"the loss is {loss} at step {step + 1} ({shown}); lower optim.lr, or look at these rows")
+    return UserError(f"the {what} at step {step + 1} ({shown}); lower optim.lr, or look at these rows")
