@@ -66,7 +66,9 @@ def groups() -> list[Group]:
 def test_only_matrices_decay() -> None:
     parts = groups()
     optimizer = make_optimizer(parts, OptimRecipe(lr=1e-2, weight_decay=0.1, betas=(0.8, 0.9), eps=1e-7))
-    rows = [(row["name"], row["weight_decay"], [tuple(p.shape) for p in row["params"]]) for row in optimizer.param_groups]
+    rows = [
+        (row["name"], row["weight_decay"], [tuple(p.shape) for p in row["params"]]) for row in optimizer.param_groups
+    ]
     assert rows == [
         ("llm", 0.1, [(2, 3)]),
         ("llm", 0.0, [(2,), (2,), (2,)]),

@@ -43,7 +43,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add("--system", metavar="TEXT", help="the system message, instead of the template's own")
     add("--prompt-template", metavar="NAME", help="instead of the one that the model was saved with")
     add("--max-new-tokens", type=_number(int, 1), default=2048, metavar="N", help="default: 2048")
-    add("--temperature", type=_number(float, 0), default=0.1, metavar="T", help="0 is the likeliest; default: 0.1")
+    add("--temperature", type=_number(float, 0), default=0.1, metavar="T", help="0 is greedy; default: 0.1")
     add("--top-k", type=_number(int, 0), default=40, metavar="N", help="0 is all; default: 40")
     add("--top-p", type=_number(float, 0, 1), default=0.75, metavar="P", help="default: 0.75")
     add("--repetition-penalty", type=_number(float, 0.01), default=1.0, metavar="X", help="default: 1.0, none")
@@ -110,10 +110,8 @@ def _talk(session: Session, vlm: VLM, sampling: Sampling, memory: Memory, at_ter
                     say(_waiting(session))
                 case ["/image"]:
                     raise UserError("/image needs a path or URL after it")
-                case [command, *_]:
-                    raise UserError(
-                        f"not sent: no command is called {command}; see /help, or put a blank in front to send it"
-                    )
+                case _:
+                    raise UserError(f"not sent: no command {line!r}; see /help, or put a blank in front to send it")
         except UserError as error:
             say(str(error))
             failed += 1

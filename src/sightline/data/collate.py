@@ -82,15 +82,19 @@ class PackReader(torch.utils.data.Dataset[Batch | DataError]):
 
     def __getitem__(self, pack: Pack) -> Batch | DataError:
         prompter = self.dataset.prompter
-        try:
-            encoded = [self.dataset.encode(sample) for sample in pack]
-            images = [image for sample in encoded for image in sample.images]
-            pixels = prompter.pixels(images) if images else None
-        except DataError as error:
-            # Handed over as a value: raised in a worker it would arrive wrapped in a traceback.
-            return error
+        encoded, pixels = [], []
+        for sample in pack:
+            try:
+                encoded.append(self.dataset.encode(sample))
+                if encoded[-1].images:
+                    pixels.append(prompter.pixels(encoded[-1].images))
+            except DataError as error:
+                # Handed over as a value: raised in a worker it would arrive wrapped in a traceback.
+                origin = self.dataset.origin(sample)
+                return DataError(f"{origin}: {str(error).removeprefix(f'{origin}: ')}")
         ids = np.full(prompter.tokens_per_image, prompter.image_token_id, dtype=np.int64)
-        return collate(encoded, pixels, Encoded(ids, np.full_like(ids, IGNORE), ()), prompter.grey_pixels())
+        stand_in = Encoded(ids, np.full_like(ids, IGNORE), ())
+        return collate(encoded, torch.cat(pixels) if pixels else None, stand_in, prompter.grey_pixels())
 
 
 def batches(dataset: Dataset, packs: Iterable[Pack], *, workers: int) -> Iterator[Batch]:

@@ -56,11 +56,12 @@ def _turns(row: Row) -> list[tuple[Role, str]]:
     for number, turn in enumerate(turns, 1):
         if not isinstance(turn, dict) or not {"from", "value"} <= turn.keys():
             raise DataError(f"turn {number} is not an object with 'from' and 'value'")
-        if turn["from"] not in ROLES:
+        role = ROLES.get(turn["from"]) if isinstance(turn["from"], str) else None
+        if role is None:
             raise DataError(f"turn {number}: unknown 'from' {turn['from']!r}; known: {', '.join(ROLES)}")
         if not isinstance(turn["value"], str):
             raise DataError(f"turn {number}: 'value' is {type(turn['value']).__name__}, not text")
-        result.append((ROLES[turn["from"]], turn["value"]))
+        result.append((role, turn["value"]))
     return result
 
 
@@ -75,16 +76,15 @@ def _image_paths(row: Row) -> list[str]:
 
 
 def _check_order(messages: list[Message]) -> None:
-    turns = messages[1:] if messages[0].role == "system" else messages
-    for number, message in enumerate(turns):
-        expected = "assistant" if number % 2 else "user"
+    first = 2 if messages[0].role == "system" else 1
+    turns = list(enumerate(messages, 1))[first - 1 :]
+    for number, message in turns:
+        expected = "assistant" if (number - first) % 2 else "user"
         if message.role != expected:
-            raise DataError(
-                f"turn {number + 1} is the {message.role}'s, expected the {expected}'s: turns must alternate"
-            )
-    if len(turns) < 2 or turns[-1].role != "assistant":
+            raise DataError(f"turn {number} is the {message.role}'s, expected the {expected}'s: turns must alternate")
+    if messages[-1].role != "assistant":
         raise DataError("the conversation does not end with an answer")
-    for number, message in enumerate(turns, 1):
+    for number, message in turns:
         if message.role == "assistant" and not message.text.strip():
             raise DataError(f"turn {number}: the answer is empty")
 

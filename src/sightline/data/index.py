@@ -57,6 +57,11 @@ class Dataset:
         rows, folder = self.sources[source]
         return to_conversation(rows[number], rows.origin(number), folder)
 
+    def origin(self, sample: int) -> str:
+        """How messages call the row of a sample."""
+        source, number = self.where[sample].tolist()
+        return self.sources[source][0].origin(number)
+
     def encode(self, sample: int) -> Encoded:
         return self.prompter.encode(self.conversation(sample).messages, max_length=self.max_length)
 
@@ -66,7 +71,7 @@ class Dataset:
         digest = hashlib.sha256()
         for rows, folder in self.sources:
             digest.update(f"{rows.path} {folder}".encode())
-            digest.update(bytes(rows.content))
+            digest.update(rows.content)
         for array in (self.where, self.tokens, self.targets, self.images):
             digest.update(array.tobytes())
         return digest.hexdigest()[:16]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import mmap
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,8 @@ import numpy as np
 from sightline.errors import DataError
 
 Row = dict[str, Any]
+
+_BOM = b"\xef\xbb\xbf"
 
 
 @dataclass(frozen=True)
@@ -74,9 +77,8 @@ def _reopen(path: Path, spans: np.ndarray) -> Rows:
 
 
 def _first(content: mmap.mmap | bytes) -> int | None:
-    head = bytes(content[:4096])
-    stripped = head.removeprefix(b"\xef\xbb\xbf").lstrip()
-    return len(head) - len(stripped) if stripped else None
+    found = re.compile(rb"\S").search(content, len(_BOM) if content[: len(_BOM)] == _BOM else 0)
+    return found.start() if found else None
 
 
 def _array(path: Path, content: mmap.mmap | bytes, start: int) -> list[tuple[int, int]]:
@@ -84,7 +86,7 @@ def _array(path: Path, content: mmap.mmap | bytes, start: int) -> list[tuple[int
     try:
         text = str(content, "utf-8") if isinstance(content, bytes) else content[:].decode("utf-8")
     except UnicodeDecodeError as error:
-        raise DataError(f"{path}: byte {error.start} is not UTF-8") from error
+        raise DataError(f"{path}: byte {error.start} is not UTF-8; the file is damaged or was cut off") from error
     ascii_only = len(text) == len(content)
     decode = json.JSONDecoder().raw_decode
     spans: list[tuple[int, int]] = []
@@ -121,7 +123,9 @@ def _array(path: Path, content: mmap.mmap | bytes, start: int) -> list[tuple[int
         if mark != ",":
             raise broken("the array breaks off" if not mark else f"expected ',' or ']', found {mark!r}")
         advance(at + 1)
-    if text[at + 1 :].strip():
+    advance(at + 1)
+    advance(_skip(text, at))
+    if at < len(text):
         raise broken("there is more text after the array")
     return spans
 
@@ -141,10 +145,23 @@ def _lines(path: Path, content: mmap.mmap | bytes) -> list[tuple[int, int]]:
         line = content[start:end]
         if line.strip():
             try:
-                json.loads(line)
-            except (json.JSONDecodeError, UnicodeDecodeError) as error:
-                where = start + (error.pos if isinstance(error, json.JSONDecodeError) else error.start)
-                raise DataError(f"{path}: broken JSON ({error}) at byte {where}, in row {len(spans) + 1}") from None
+                json.loads(line.decode("utf-8-sig"))
+            except UnicodeDecodeError as error:
+                raise DataError(f"{path}: byte {start + error.start} is not UTF-8, in row {len(spans) + 1}") from None
+            except json.JSONDecodeError as error:
+                if not spans:
+                    _refuse_object(path, content)
+                byte = start + len(error.doc[: error.pos].encode()) + len(_BOM) * line.startswith(_BOM)
+                raise DataError(f"{path}: broken JSON ({error.msg}) at byte {byte}, in row {len(spans) + 1}") from None
             spans.append((start, end))
         start = end + 1
     return spans
+
+
+def _refuse_object(path: Path, content: mmap.mmap | bytes) -> None:
+    try:
+        whole = json.loads(content[:])
+    except ValueError:
+        return
+    keys = ", ".join(map(repr, whole))
+    raise DataError(f"{path}: the file is one object (with {keys}); expected an array of rows, or one object a line")

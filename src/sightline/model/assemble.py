@@ -19,11 +19,12 @@ from transformers import (
     LlavaForConditionalGeneration,
     PreTrainedModel,
 )
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
 from sightline.errors import ModelError
-from sightline.model.load import VLM, load, load_parts, quiet, reading, tokens_per_image
+from sightline.model.load import VLM, check_keys, load, load_parts, quiet, reading, tokens_per_image
 from sightline.prompt.prompter import Prompter, template_named
 from sightline.recipe import ModelRecipe
 from sightline.runtime import say
@@ -42,7 +43,16 @@ def make_prompter(spec: ModelRecipe) -> Prompter:
     else:
         assert spec.llm is not None and spec.vision_tower is not None
         vision = _vision_config(spec.vision_tower)
+        if spec.projector_depth != len(PROJECTOR) // 2:
+            raise ModelError(f"model.projector_depth {spec.projector_depth}: a LLaVA projector has two linear layers")
+        layers = vision.num_hidden_layers
+        if spec.vision_feature_layer not in (*range(-layers - 1, 0), *range(1, layers + 1)):
+            raise ModelError(
+                f"model.vision_feature_layer {spec.vision_feature_layer}: {spec.vision_tower} has {layers} layers, so "
+                f"choose 1 to {layers}, or -1 to {-layers - 1}"
+            )
         tokens = (vision.image_size // vision.patch_size) ** 2
+        _check_llm(spec.llm)
         with reading(spec.llm), quiet():
             tokenizer = AutoTokenizer.from_pretrained(spec.llm)
         with reading(spec.vision_tower), quiet():
@@ -59,8 +69,8 @@ def make_prompter(spec: ModelRecipe) -> Prompter:
 def assemble(spec: ModelRecipe, prompter: Prompter) -> VLM:
     """Load the parts in the number format that their files have, and put them together on the CPU.
 
-    The projector is new (drawn from torch's generator) unless `projector_from` names one. Raises ModelError for a folder
-    that is no model, a vision tower that is not CLIP, or a projector of other shapes.
+    The projector is new (drawn from torch's generator) unless `projector_from` names one. Raises ModelError for a
+    folder that is no model, a vision tower that is not CLIP, or a projector of other shapes.
     """
     if spec.from_model is not None:
         vlm = VLM(load(spec.from_model, device="cpu", dtype="auto", template=spec.template).model, prompter)
@@ -73,10 +83,8 @@ def assemble(spec: ModelRecipe, prompter: Prompter) -> VLM:
 
 def load_projector(model: LlavaForConditionalGeneration, source: str) -> None:
     """Replace the projector by that of an earlier run, a checkpoint or a model folder, and say what was loaded."""
-    file, names = _find_projector(Path(source))
+    folder, state = _read_projector(Path(source))
     projector = model.model.multi_modal_projector
-    with safe_open(file, framework="pt") as tensors:
-        state = {short: tensors.get_tensor(name) for short, name in names.items()}
     own = projector.state_dict()
     wrong = [
         f"{name} is {list(state[name].shape)}, not {list(own[name].shape)}"
@@ -88,23 +96,23 @@ def load_projector(model: LlavaForConditionalGeneration, source: str) -> None:
             f"the projector of {source} does not fit this language model and vision tower: {'; '.join(wrong)}"
         )
     projector.load_state_dict(state)
-    say(f"projector: {len(state)} tensors from {file}")
+    say(f"projector: {len(state)} tensors from {folder}")
 
 
-def _find_projector(source: Path) -> tuple[Path, dict[str, str]]:
+def _read_projector(source: Path) -> tuple[Path, dict[str, torch.Tensor]]:
     if not source.exists():
         raise ModelError(f"model.projector_from: no folder {source}; train the first stage, or name another one")
     # A run holds its exported model in `hf`.
     for folder in (source, source / "hf"):
+        state = {}
         for file in sorted(folder.glob("*.safetensors")):
-            with safe_open(file, framework="pt") as tensors:
-                names = {
-                    name.split("multi_modal_projector.")[-1]: name
-                    for name in tensors.keys()  # noqa: SIM118
-                    if "multi_modal_projector." in name
-                }
-            if set(PROJECTOR) <= names.keys():
-                return file, {short: names[short] for short in PROJECTOR}
+            with reading(file), safe_open(file, framework="pt") as tensors:
+                for name in tensors.keys():  # noqa: SIM118
+                    _, found, short = name.rpartition("multi_modal_projector.")
+                    if found:
+                        state[short] = tensors.get_tensor(name)
+        if set(PROJECTOR) <= state.keys():
+            return folder, {name: state[name] for name in PROJECTOR}
     raise ModelError(
         f"model.projector_from: {source} holds no projector (multi_modal_projector.* in a .safetensors file)"
     )
@@ -113,9 +121,11 @@ def _find_projector(source: Path) -> tuple[Path, dict[str, str]]:
 def _join(spec: ModelRecipe, prompter: Prompter) -> LlavaForConditionalGeneration:
     assert spec.llm is not None and spec.vision_tower is not None
     with reading(spec.llm), quiet():
-        llm = AutoModelForCausalLM.from_pretrained(spec.llm)
+        llm, report = AutoModelForCausalLM.from_pretrained(spec.llm, output_loading_info=True)
+    check_keys(spec.llm, report, "missing", "mismatched")
     with reading(spec.vision_tower), quiet():
-        tower = CLIPVisionModel.from_pretrained(spec.vision_tower)
+        tower, report = CLIPVisionModel.from_pretrained(spec.vision_tower, output_loading_info=True)
+    check_keys(spec.vision_tower, report, "missing", "mismatched")
     make_room(llm, len(prompter.tokenizer))
     config = LlavaConfig(
         vision_config=tower.config.to_dict(),
@@ -163,6 +173,14 @@ def _add_tokens(tokenizer: Any) -> None:
     tokenizer.add_tokens([AddedToken(IMAGE, special=True, normalized=False)], special_tokens=True)
     if tokenizer.pad_token is None:
         tokenizer.add_special_tokens({"pad_token": AddedToken(PAD, special=True, normalized=False)})
+
+
+def _check_llm(name: str) -> None:
+    with reading(name):
+        kind = AutoConfig.from_pretrained(name).model_type
+    if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        hint = "; to go on with a whole model, name it as model.from_model" if kind == "llava" else ""
+        raise ModelError(f"model.llm: {name} is {kind!r}, not a language model{hint}")
 
 
 def _vision_config(name: str) -> CLIPVisionConfig:

@@ -1,7 +1,7 @@
 """Attention inside a packed sequence: each sample sees itself and nothing of its neighbours.
 
-Registered through transformers' attention interface, so any causal language model of transformers can use it. On GPUs it
-is torch's variable-length flash attention; elsewhere one causal call per sample, which needs no mask either.
+Registered through transformers' attention interface, so any causal language model of transformers can use it. On GPUs
+it is torch's variable-length flash attention; elsewhere one causal call per sample, which needs no mask either.
 """
 
 from __future__ import annotations

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
@@ -58,13 +60,7 @@ def load(
         options |= {"quantization_config": _quantized(bits, options["dtype"]), "device_map": {"": where}}
     with reading(path), quiet():
         model, report = AutoModelForImageTextToText.from_pretrained(path, output_loading_info=True, **options)
-    wrong = [
-        f"{kind.replace('_', ' ')}: {', '.join(sorted(map(str, report[kind]))[:3])} ..."
-        for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")
-        if report.get(kind)
-    ]
-    if wrong:
-        raise ModelError(f"the weights in {path} do not fit its config.json ({'; '.join(wrong)})")
+    check_keys(path, report, "missing", "unexpected", "mismatched")
     if bits is None:
         model.to(where)
     prompter = Prompter(
@@ -74,6 +70,14 @@ def load(
         tokens_per_image=tokens_per_image(config),
     )
     return VLM(model.eval(), prompter)
+
+
+def check_keys(path: str | Path, report: dict[str, Any], *kinds: str) -> None:
+    """Raise ModelError where transformers would go on with random weights, or without some of the file's."""
+    found = {kind: sorted(map(str, report[f"{kind}_keys"])) for kind in kinds if report.get(f"{kind}_keys")}
+    if found:
+        shown = "; ".join(f"{len(keys)} {kind}, such as {keys[0]}" for kind, keys in found.items())
+        raise ModelError(f"the weights in {path} do not fit its config.json ({shown})")
 
 
 def load_parts(path: str | Path) -> tuple[Any, Any, Any]:
@@ -124,15 +128,13 @@ def reading(path: str | Path) -> Iterator[None]:
     """Turn what transformers says about a folder that is no model into one line."""
     try:
         yield
-    except (OSError, ValueError, KeyError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, StrictDataclassError) as error:
         if Path(path).is_dir() and not (Path(path) / "config.json").is_file():
             raise ModelError(f"{path} is not a model folder: it has no config.json") from error
         if not Path(path).exists() and (str(path).startswith((".", "/", "~")) or str(path).count("/") != 1):
             raise ModelError(f"no model folder {path}") from error
-        raise ModelError(f"cannot load {path}: {_first_line(error)}") from error
-    except Exception as error:
-        if type(error).__name__ != "SafetensorError":
-            raise
+        raise ModelError(f"cannot load {path}: {_one_line(error)}") from error
+    except SafetensorError as error:
         raise ModelError(f"the weights in {path} are damaged ({error}); copy or convert them again") from error
 
 
@@ -149,8 +151,8 @@ def quiet() -> Iterator[None]:
         transformers_logging.enable_progress_bar()
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+def _one_line(error: Exception) -> str:
+    return shorten(str(error) or type(error).__name__, 300, placeholder=" ...")
 
 
 def _quantized(bits: int, dtype: torch.dtype) -> BitsAndBytesConfig:

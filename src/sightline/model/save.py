@@ -1,7 +1,7 @@
 """A vision-language model -> a Hugging Face directory in the hub layout, with every file that other programs read.
 
-transformers 5 by itself writes names that no other program knows (`vision_tower.embeddings.*`), nests the image processor
-and leaves out `special_tokens_map.json`; so the files are written here, in the form of the llava-hf models.
+transformers 5 by itself writes names that no other program knows (`vision_tower.embeddings.*`), nests the image
+processor and leaves out `special_tokens_map.json`; so the files are written here, in the form of the llava-hf models.
 """
 
 from __future__ import annotations
@@ -129,10 +129,10 @@ def appearing(folder: Path, *, needs: int) -> Iterator[Path]:
     partial.mkdir()
     try:
         yield partial
+        _let_read(partial)
     except Exception as error:
         shutil.rmtree(partial, ignore_errors=True)
-        # safetensors reports a full disk in an error of its own, with the system's words.
-        if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error):
+        if _disk_is_full(error):
             raise CheckpointError(f"no space left while saving {folder}; free some and go on with --resume") from error
         raise
     replaced = folder.with_name(f".{folder.name}.replaced")
@@ -141,6 +141,27 @@ def appearing(folder: Path, *, needs: int) -> Iterator[Path]:
         folder.rename(replaced)
     partial.rename(folder)
     shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _disk_is_full(error: BaseException | None) -> bool:
+    """safetensors says so in words of its own, and torch behind an error of its own."""
+    while error is not None:
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        if any(words in str(error) for words in ("No space left", "Disk quota exceeded")):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _let_read(folder: Path) -> None:
+    """Give all files the rights of a new one: safetensors makes its for their owner alone."""
+    new = folder / ".new"
+    new.touch()
+    rights = new.stat().st_mode
+    new.unlink()
+    for file in folder.iterdir():
+        file.chmod(rights)
 
 
 def size_of(state: dict[str, torch.Tensor]) -> int:

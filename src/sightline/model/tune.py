@@ -90,11 +90,13 @@ def _used_vision_modules(model: LlavaForConditionalGeneration) -> Iterator[tuple
 
 
 def _add_lora(module: nn.Module, lora: LoraRecipe, linear: list[str]) -> None:
-    wanted = lora.target_modules
-    targets = linear if wanted is None else [name for name in linear if name.rpartition(".")[2] in wanted]
-    if not targets:
-        known = sorted({name.rpartition(".")[2] for name in linear})
-        raise RecipeError(f"tune: no linear layer is named {' or '.join(wanted or [])}; there are: {', '.join(known)}")
+    known = sorted({name.rpartition(".")[2] for name in linear})
+    wanted = lora.target_modules if lora.target_modules is not None else known
+    unknown = [name for name in wanted if name not in known]
+    if unknown or not known:
+        there = f"there are: {', '.join(known)}" if known else "there is none that could get an adapter"
+        raise RecipeError(f"tune: no linear layer is named {' or '.join(unknown) or 'anything'}; {there}")
+    targets = [name for name in linear if name.rpartition(".")[2] in wanted]
     config = LoraConfig(r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, bias="none", target_modules=targets)
     inject_adapter_in_model(config, module)
 

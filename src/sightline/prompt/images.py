@@ -104,8 +104,13 @@ def _one_line(ref: ImageRef) -> Iterator[None]:
     except DataError:
         raise
     except Exception as error:
-        reason = str(error) or type(error).__name__
-        raise DataError(f"image {name_of(ref)} cannot be decoded ({reason}); replace it or drop its row") from error
+        raise DataError(
+            f"image {name_of(ref)} cannot be decoded ({_reason(error)}); replace it or drop its row"
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _open(ref: ImageRef, source: Path | io.BytesIO) -> Image.Image:
@@ -173,7 +178,7 @@ def _read(ref: ImageRef) -> Path | io.BytesIO:
             with urllib.request.urlopen(source, timeout=30) as answer:
                 return io.BytesIO(answer.read())
         except (OSError, ValueError, http.client.HTTPException) as error:
-            raise DataError(f"image {source} cannot be fetched ({error})") from error
+            raise DataError(f"image {source} cannot be fetched ({_reason(error)})") from error
     return _path(ref)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 
 from sightline.errors import DataError
 from sightline.types import IMAGE, Message, Part, Segment, Text
@@ -133,10 +132,15 @@ def render(
     return segments
 
 
-def _guarded(content: Sequence[Part], guard: Callable[[str], str]) -> Iterator[Part]:
-    for kind, parts in groupby(content, type):
-        # Texts that follow one another are guarded as one, or the halves of a control token would pass.
-        yield from [Text(guard("".join(part.text for part in parts)))] if kind is Text else parts
+def _guarded(content: Sequence[Part], guard: Callable[[str], str]) -> list[Part]:
+    joined: list[Part] = []
+    for part in content:
+        if isinstance(part, Text) and joined and isinstance(joined[-1], Text):
+            # Guarded apart, the two halves of a control token would pass.
+            joined[-1] = Text(joined[-1].text + part.text)
+        else:
+            joined.append(part)
+    return [Text(guard(part.text)) if isinstance(part, Text) else part for part in joined]
 
 
 def _in_turn(messages: Sequence[Message]) -> Iterator[Message]:
@@ -168,23 +172,20 @@ def to_jinja(template: Template, *, bos: str = "", eos: str = "") -> str:
         before, _, after = frame.partition("{}")
         return f"{{{{ {quoted(before)} }}}}{content}{{{{ {quoted(after)} }}}}"
 
-    words = "" if template.images_only else "{{ part['text'] }}"
-    newline = "" if template.images_only else "{% if ns.front %}{{ '\\n' }}{% endif %}"
-    string = "" if template.images_only else "{{ message['content'] }}"
-    content = (
-        "{% if message['content'] is string %}" + string + "{% else %}{% set ns = namespace(front=true) %}"
-        "{% for part in message['content'] %}{% if part['type'] == 'text' %}{% set ns.front = false %}"
-        + words
-        + "{% else %}{{ '"
-        + IMAGE
-        + "' }}"
-        + newline
-        + "{% endif %}{% endfor %}{% endif %}"
-    )
-    answer = (
-        "{% if message['content'] is string %}{{ message['content'] }}{% else %}{% for part in message['content'] %}"
-    )
-    answer += "{{ part['text'] if part['type'] == 'text' else '" + IMAGE + "' }}{% endfor %}{% endif %}"
+    def contents(string: str, text: str, image: str) -> str:
+        part = "{% if part['type'] == 'text' %}" + text + "{% else %}" + image + "{% endif %}"
+        loop = "{% for part in message['content'] %}" + part + "{% endfor %}"
+        return "{% if message['content'] is string %}" + string + "{% else %}" + loop + "{% endif %}"
+
+    string, text, image = "{{ message['content'] }}", "{{ part['text'] }}", "{{ '" + IMAGE + "' }}"
+    said = contents(string, text, image)
+    if template.images_only:
+        places = "{% for _ in message['content'].split('" + IMAGE + "')[1:] %}" + image + "{% endfor %}"
+        asked = contents(places, "", image)
+    else:
+        line = image + "{% if ns.front %}{{ '\\n' }}{% endif %}"
+        asked = contents(string, "{% set ns.front = false %}" + text, line)
+        asked = "{% set ns = namespace(front=true) %}" + asked
     default = (
         framed(template.system, "{{ " + quoted(template.default_system) + " }}") if template.default_system else ""
     )
@@ -192,16 +193,16 @@ def to_jinja(template: Template, *, bos: str = "", eos: str = "") -> str:
         f"{{{{ {quoted(template.begin)} }}}}"
         "{% for message in messages %}"
         "{% if message['role'] == 'system' %}"
-        + framed(template.system, answer)
+        + framed(template.system, said)
         + "{% elif message['role'] == 'user' %}{% if loop.first %}"
         + default
         + "{% elif loop.previtem['role'] == 'assistant' %}"
         + f"{{{{ {quoted(template.separator)} }}}}"
         + "{% endif %}"
-        + framed(template.user, content)
+        + framed(template.user, asked)
         + f"{{% if not loop.last or add_generation_prompt %}}{{{{ {quoted(template.opening)} }}}}{{% endif %}}"
         + "{% else %}"
-        + framed(template.answer, answer)
+        + framed(template.answer, said)
         + f"{{{{ {quoted(template.end)} }}}}"
         + "{% endif %}{% endfor %}"
     )

@@ -40,7 +40,9 @@ def save_checkpoint(
     folder = run / f"{PREFIX}{step}"
     with appearing(folder, needs=3 * size_of(weights)) as partial:
         save_file(weights, partial / WEIGHTS)
-        torch.save(optimizer.state_dict(), partial / OPTIMIZER)
+        # To an open file: given a path, torch keeps to itself that the disk is full.
+        with (partial / OPTIMIZER).open("wb") as file:
+            torch.save(optimizer.state_dict(), file)
         (partial / RECIPE).write_text(dump_recipe(recipe), encoding="utf-8")
         files = {name: (partial / name).stat().st_size for name in (WEIGHTS, OPTIMIZER, RECIPE)}
         state = {"step": step, "data": data, "identity": recipe.identity(), "versions": versions(), "files": files}

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 
 from sightline.data.collate import Batch
 from sightline.errors import UserError
@@ -27,6 +28,8 @@ class Engine:
         if dtype == torch.float16 and device.type == "cpu":
             raise UserError("engine.dtype: float16 does not train on the CPU; use bfloat16 or float32")
         precision = {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(dtype, "no")
+        # What Accelerate remembers of an earlier run in this process: another number format would be refused.
+        AcceleratorState._reset_state()
         self.accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision=precision)
         self.vlm = vlm
         self.groups = groups

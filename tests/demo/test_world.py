@@ -1,0 +1,258 @@
+"""The demo's data: the same bytes from the same seed, nothing of evaluation in training, answers that the pixels confirm."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import hashlib
+import io
+import json
+import re
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sightline.demo.questions import ONE, TWO, ask_one, ask_two, choice_prompt, in_words, with_options
+from sightline.demo.scenes import COLOURS, EXTENT, PLACES, SIZES, Scene, Thing, box_of, caption, draw_scene, paint
+from sightline.demo.world import World, draw_world
+
+SIDE = 1_000_000
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    return draw_world(tmp_path_factory.mktemp("world"), seed=3, quick=True)
+
+
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
+    return rows
+
+
+def choices_of(world: World) -> list[dict[str, str]]:
+    csv.field_size_limit(10**8)
+    with world.mmbench.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file, delimiter="\t"))
+
+
+def digest(folder: Path) -> dict[str, str]:
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def things_in(sentence: str) -> list[tuple[str, str, str]]:
+    """Colour, shape, place of everything that a caption names."""
+    found = re.findall(r"[Aa] (\w+) (\w+) at the ((?:top|bottom)? ?(?:left|right)?|centre)(?=[,.]| and)", sentence)
+    return [(colour, shape, place) for colour, shape, place in found]
+
+
+def test_the_same_seed_gives_the_same_bytes(world: World, tmp_path: Path) -> None:
+    draw_world(tmp_path / "again", seed=3, quick=True)
+    draw_world(tmp_path / "other", seed=4, quick=True)
+    assert digest(tmp_path / "again") == digest(world.folder)
+    assert digest(tmp_path / "other")["finetune.json"] != digest(world.folder)["finetune.json"]
+
+
+def test_every_image_of_a_row_exists_and_has_its_place(world: World) -> None:
+    for path in (world.pretrain, world.finetune, world.heldout):
+        rows = rows_of(path)
+        assert len(rows) == world.counts[path.name]
+        assert len({row["id"] for row in rows}) == len(rows)
+        for row in rows:
+            image = row.get("image", [])
+            images = image if isinstance(image, list) else [image]
+            assert sum(turn["value"].count("<image>") for turn in row["conversations"]) == len(images)
+            assert all((world.images / name).is_file() for name in images)
+            assert [turn["from"] for turn in row["conversations"]] == ["human", "gpt"] * (len(row["conversations"]) // 2)
+
+
+def test_finetuning_data_have_all_sorts_of_rows(world: World) -> None:
+    rows = rows_of(world.finetune)
+    number = [len(row["image"]) if isinstance(row.get("image"), list) else int("image" in row) for row in rows]
+    share = {sort: number.count(sort) / len(rows) for sort in (0, 1, 2)}
+    assert 0.02 < share[0] < 0.07 and 0.05 < share[2] < 0.2
+    turns = [turn["value"] for row in rows for turn in row["conversations"]]
+    assert max(len(row["conversations"]) for row in rows) > 6
+    letters = [answer for answer in turns if answer in list("ABCD")]
+    assert {letter: letters.count(letter) / len(letters) > 0.15 for letter in "ABCD"} == dict.fromkeys("ABCD", True)
+    assert any(re.fullmatch(r"\[0\.\d\d, 0\.\d\d, 0\.\d\d, 0\.\d\d\]", turn) for turn in turns)
+
+
+def test_pictures_differ_in_size_form_and_format(world: World) -> None:
+    sizes, formats = set(), set()
+    for path in (world.images / "pretrain").iterdir():
+        with Image.open(path) as picture:
+            sizes.add(picture.size)
+            formats.add(picture.format)
+    assert formats == {"PNG", "JPEG"}
+    assert sizes == {size for form in SIZES.values() for size in form}
+    assert all(48 <= side <= 112 for size in sizes for side in size)
+
+
+def test_no_held_out_combination_is_in_training(world: World) -> None:
+    """Read from the captions alone, not from the function that keeps them apart."""
+    trained = {frozenset(things_in(row["conversations"][1]["value"])) for row in rows_of(world.pretrain)}
+    assert all(trained)
+    asked = [row for row in rows_of(world.heldout) if row["category"] == "describe"]
+    held_out = {frozenset(things_in(row["conversations"][1]["value"])) for row in asked}
+    assert held_out and not trained & held_out
+    rng = np.random.default_rng(0)
+    kept = {scene.things for scene in (draw_scene(rng, held_out=True) for _ in range(2000))}
+    for _ in range(2000):
+        assert draw_scene(rng).things not in kept
+
+
+def test_held_out_pictures_are_their_own(world: World) -> None:
+    rows = rows_of(world.heldout)
+    assert all(str(name).startswith("heldout/") for row in rows for name in np.atleast_1d(row["image"]))
+    assert {row["category"] for row in rows} == {*ONE, *TWO}
+    assert all(len(row["conversations"]) == 2 for row in rows)
+
+
+@pytest.mark.parametrize("form", SIZES)
+@pytest.mark.parametrize("size", range(4))
+def test_boxes_lie_around_the_pixels(form: str, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    width, height = SIZES[form][size]
+    monkeypatch.setitem(SIZES, form, ((width, height),))
+    side = max(width, height)
+    rng = np.random.default_rng(size)
+    for place in range(len(PLACES)):
+        thing = Thing(place, "black", "square")
+        dark = np.asarray(paint(Scene((thing,), form), rng).convert("L")) < 128
+        ys, xs = np.nonzero(dark)
+        shift_x, shift_y = (side - width) / 2, (side - height) / 2
+        pixels = [xs.min() + shift_x, ys.min() + shift_y, xs.max() + 1 + shift_x, ys.max() + 1 + shift_y]
+        box = json.loads(box_of(thing, form))
+        assert np.abs(np.array(box) * side - pixels).max() <= 1.01, (PLACES[place], box, pixels)
+        assert dark.sum() == len(set(xs)) * len(set(ys))
+
+
+def test_box_by_hand() -> None:
+    # 96 x 72 in a square of 96: the middle row's centre stays at 0.5, the top row's is (72 / 6 + 12) / 96 = 0.25.
+    assert EXTENT == 0.22
+    assert box_of(Thing(4, "red", "circle"), "wide") == "[0.39, 0.39, 0.61, 0.61]"
+    assert box_of(Thing(0, "red", "circle"), "wide") == "[0.06, 0.14, 0.28, 0.36]"
+    assert box_of(Thing(0, "red", "circle"), "square") == "[0.06, 0.06, 0.28, 0.28]"
+
+
+@pytest.mark.parametrize("shape", ["circle", "square", "triangle", "cross"])
+def test_colours_are_where_they_should_be(shape: str) -> None:
+    rng = np.random.default_rng(1)
+    for place, colour in enumerate([*COLOURS, *list(COLOURS)[:3]]):
+        picture = np.asarray(paint(Scene((Thing(place, colour, shape),), "square"), rng)).astype(int)
+        row, column = divmod(place, 3)
+        y, x = round((row + 0.5) * len(picture) / 3), round((column + 0.5) * len(picture) / 3)
+        assert np.abs(picture[y, x] - COLOURS[colour]).max() <= 26
+        assert min(picture[0, 0]) > 180
+
+
+SCENE = Scene((Thing(0, "red", "circle"), Thing(4, "blue", "circle"), Thing(5, "red", "cross")), "square")
+
+
+def test_answers_by_hand() -> None:
+    assert caption(SCENE) == "A red circle at the top left, a blue circle at the centre and a red cross at the right."
+    expected = {
+        "What is at the top left?": "red circle",
+        "What is at the centre?": "blue circle",
+        "What is at the bottom?": "nothing",
+        "What colour is the cross?": "red",
+        "Which shape is blue?": "circle",
+        "How many shapes are there?": "3",
+        "How many red shapes are there?": "2",
+        "How many crosses are there?": "1",
+        "How many triangles are there?": "0",
+        "Where is the red cross?": "right",
+        "Is there a red cross?": "yes",
+        "Is there a blue cross?": "no",
+        "Give the box of the blue circle.": "[0.39, 0.39, 0.61, 0.61]",
+    }
+    rng = np.random.default_rng(0)
+    asked = {(q.question, q.answer) for _ in range(300) for kind in ONE if (q := ask_one(kind, SCENE, rng))}
+    assert asked >= set(expected.items())
+    questions = [question for question, _ in asked]
+    assert len(questions) == len(set(questions))
+    assert "What colour is the circle?" not in questions and "Which shape is red?" not in questions
+
+
+def test_answers_about_two_pictures_by_hand() -> None:
+    other = Scene((Thing(8, "green", "square"),), "tall")
+    rng = np.random.default_rng(0)
+    asked = {(q.question, q.answer) for _ in range(100) for kind in TWO if (q := ask_two(kind, (SCENE, other), rng))}
+    assert asked == {
+        ("Which picture shows a red circle?", "first"),
+        ("Which picture shows a blue circle?", "first"),
+        ("Which picture shows a red cross?", "first"),
+        ("Which picture shows a green square?", "second"),
+        ("Which picture shows more shapes?", "first"),
+        ("What colour is the cross in the first picture?", "red"),
+        ("What colour is the square in the second picture?", "green"),
+        ("Describe the first picture.", caption(SCENE)),
+        ("Describe the second picture.", "A green square at the bottom right."),
+    }
+
+
+def test_wrong_options_are_wrong() -> None:
+    rng = np.random.default_rng(2)
+    for _ in range(400):
+        scene = draw_scene(rng)
+        for kind in ONE:
+            asked = ask_one(kind, scene, rng)
+            if asked is not None and asked.others:
+                assert asked.answer not in asked.others
+                options, right = with_options(asked, rng, number=4)
+                assert options[right] == asked.answer and len(set(options)) == len(options) <= 4
+
+
+def test_words_tell_the_whole_scene() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        told = in_words(SCENE, rng)
+        assert all(thing.name in told.lower() and PLACES[thing.place] in told for thing in SCENE.things)
+
+
+def test_a_guess_without_looking_is_worth_little() -> None:
+    """The best constant answer to each kind of question, over many scenes."""
+    rng = np.random.default_rng(5)
+    limits = {"describe": 0.02, "what": 0.2, "colour": 0.25, "shape": 0.35, "count": 0.45, "where": 0.2, "box": 0.15, "exists": 0.6}
+    for kind, limit in limits.items():
+        answers: dict[str, int] = defaultdict(int)
+        for _ in range(1500):
+            asked = ask_one(kind, draw_scene(rng), rng)
+            if asked is not None:
+                answers[asked.answer] += 1
+        assert max(answers.values()) / sum(answers.values()) < limit, kind
+
+
+def test_mmbench_circles(world: World) -> None:
+    rows = choices_of(world)
+    names = ["index", "question", "hint", "A", "B", "C", "D", "answer", "category", "l2-category", "image", "split"]
+    assert list(rows[0]) == names
+    circles = defaultdict(list)
+    for row in rows:
+        circles[int(row["index"]) % SIDE].append(row)
+    assert len(circles) == 25 and len(rows) == world.counts["mmbench.tsv"]
+    for index, circle in circles.items():
+        first = circle[0]
+        options = [first[letter] for letter in "ABCD" if first[letter]]
+        assert len(options) in (2, 3, 4)
+        assert [int(row["index"]) for row in circle] == [index + shift * SIDE for shift in range(len(options))]
+        with Image.open(io.BytesIO(base64.b64decode(first["image"]))) as picture:
+            assert picture.format in ("PNG", "JPEG")
+        truth = first[first["answer"]]
+        for shift, row in enumerate(circle):
+            assert [row[letter] for letter in "ABCD" if row[letter]] == options[shift:] + options[:shift]
+            assert row[row["answer"]] == truth
+            assert (row["question"], row["hint"], row["split"]) == (first["question"], first["hint"], "dev")
+            assert shift == 0 or row["image"] == str(index)
+    assert {row["answer"] for row in rows} == set("ABCD")
+
+
+def test_training_asks_choices_as_mmbench_does() -> None:
+    # The prompt that LLaVA-1.5 gets for MMBench: hint, question, a line per option, the instruction.
+    assert choice_prompt("What is it?", ["a cat", "a dog"], "Hint: it barks.") == (
+        "Hint: it barks.\nWhat is it?\nA. a cat\nB. a dog\nAnswer with the option's letter from the given choices directly."
+    )

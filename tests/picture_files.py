@@ -1,0 +1,47 @@
+"""Image files of all kinds, made on the spot, and what is said about those that are none."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sightline.errors import DataError
+from sightline.prompt.images import check_image
+from sightline.types import ImageRef
+
+RED, GREEN = (220, 30, 30), (30, 180, 60)
+ORIENTATION = 0x0112
+
+
+def scene(width: int = 60, height: int = 40) -> Image.Image:
+    """Red, with a green upper left corner."""
+    picture = Image.new("RGB", (width, height), RED)
+    picture.paste(GREEN, (0, 0, width // 3, height // 2))
+    return picture
+
+
+def noise(width: int = 400, height: int = 300) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def saved(picture: Image.Image, kind: str, **settings: object) -> bytes:
+    file = io.BytesIO()
+    picture.save(file, kind, **settings)
+    return file.getvalue()
+
+
+def turned(orientation: int) -> Image.Exif:
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    return exif
+
+
+def said(ref: ImageRef, look: Callable[[ImageRef], object] = check_image) -> str:
+    with pytest.raises(DataError) as error:
+        look(ref)
+    assert "\n" not in str(error.value)
+    return str(error.value)
