@@ -110,7 +110,8 @@ def open_dataset(entries: tuple[DataRecipe, ...], prompter: Prompter, max_length
         numbers = range(len(rows) if entry.head is None else min(entry.head, len(rows)))
         for number in track(numbers, f"Checking {rows.path.name}", console=console, disable=not console.is_terminal):
             try:
-                counts.append(_look_at(rows, number, folder, prompter, max_length))
+                _, encoded = look_at(rows, number, folder, prompter, max_length)
+                counts.append((len(encoded.ids), encoded.num_targets, len(encoded.images)))
                 where.append((len(sources) - 1, number))
             except DataError as error:
                 reason = str(error).removeprefix(f"{rows.origin(number)}: ")
@@ -142,11 +143,20 @@ def write_bad_rows(dataset: Dataset, path: Path) -> None:
     path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
 
 
-def _look_at(rows: Rows, number: int, folder: str | None, prompter: Prompter, limit: int) -> tuple[int, int, int]:
-    conversation = to_conversation(rows[number], rows.origin(number), folder)
-    for image in conversation.images:
-        check_image(image)
-    encoded = prompter.encode(conversation.messages, max_length=limit)
-    if not encoded.num_targets:
-        raise DataError(f"no target is left within max_length {limit}; raise batch.max_length or shorten the row")
-    return len(encoded.ids), encoded.num_targets, len(encoded.images)
+def look_at(
+    rows: Rows, number: int, folder: str | None, prompter: Prompter, max_length: int
+) -> tuple[Conversation, Encoded]:
+    """Understand a row, check its images and encode it; DataErrors begin with the row's origin."""
+    origin = rows.origin(number)
+    try:
+        conversation = to_conversation(rows[number], origin, folder)
+        for image in conversation.images:
+            check_image(image)
+        encoded = prompter.encode(conversation.messages, max_length=max_length)
+        if not encoded.num_targets:
+            raise DataError(
+                f"no target is left within max_length {max_length}; raise batch.max_length or shorten the row"
+            )
+    except DataError as error:
+        raise DataError(f"{origin}: {str(error).removeprefix(f'{origin}: ')}") from None
+    return conversation, encoded

@@ -23,13 +23,11 @@ CIRCLE = 1_000_000
 HINT = "Hint: every picture shows one, two or three shapes."
 
 CATEGORIES = {
-    "describe": ("image_scene", "coarse_perception"),
     "what": ("object_localization", "finegrained_perception (instance-level)"),
     "colour": ("attribute_recognition", "finegrained_perception (instance-level)"),
     "shape": ("attribute_recognition", "finegrained_perception (instance-level)"),
     "where": ("object_localization", "finegrained_perception (instance-level)"),
-    "count": ("attribute_comparison", "finegrained_perception (cross-instance)"),
-    "exists": ("object_existence", "coarse_perception"),
+    "count": ("image_topic", "coarse_perception"),
 }
 """Question kind -> `category` and `l2-category` in MMBench's words."""
 
@@ -146,7 +144,7 @@ def conversation(scenes: Sequence[Scene], rng: np.random.Generator, *, turns: in
         if asked is None or asked.question in result or len(result) == turns:
             continue
         if asked.others and rng.random() < 0.3:
-            options, right = with_options(asked, rng, number=int(rng.integers(2, 5)))
+            options, right = with_options(asked, rng, number=4 if rng.random() < 0.7 else 3)
             hint = HINT if rng.random() < 0.15 else ""
             result[asked.question] = _turn(choice_prompt(asked.question, options, hint), "ABCD"[right])
         else:

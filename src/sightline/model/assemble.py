@@ -24,7 +24,7 @@ from transformers.models.llava.image_processing_pil_llava import LlavaImageProce
 from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
 from sightline.errors import ModelError
-from sightline.model.load import VLM, check_keys, load, load_parts, quiet, reading, tokens_per_image
+from sightline.model.load import REPORTED, VLM, check_keys, load, load_parts, quiet, reading, tokens_per_image
 from sightline.prompt.prompter import Prompter, template_named
 from sightline.recipe import ModelRecipe
 from sightline.runtime import say
@@ -121,10 +121,10 @@ def _read_projector(source: Path) -> tuple[Path, dict[str, torch.Tensor]]:
 def _join(spec: ModelRecipe, prompter: Prompter) -> LlavaForConditionalGeneration:
     assert spec.llm is not None and spec.vision_tower is not None
     with reading(spec.llm), quiet():
-        llm, report = AutoModelForCausalLM.from_pretrained(spec.llm, output_loading_info=True)
+        llm, report = AutoModelForCausalLM.from_pretrained(spec.llm, **REPORTED)
     check_keys(spec.llm, report, "missing", "mismatched")
     with reading(spec.vision_tower), quiet():
-        tower, report = CLIPVisionModel.from_pretrained(spec.vision_tower, output_loading_info=True)
+        tower, report = CLIPVisionModel.from_pretrained(spec.vision_tower, **REPORTED)
     check_keys(spec.vision_tower, report, "missing", "mismatched")
     make_room(llm, len(prompter.tokenizer))
     config = LlavaConfig(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +27,10 @@ from sightline.prompt.prompter import Prompter, template_named
 from sightline.prompt.templates import TEMPLATES, Template, render, to_text
 from sightline.runtime import pick_device, pick_dtype
 from sightline.types import Message, Text, ask
+
+
+REPORTED = {"output_loading_info": True, "ignore_mismatched_sizes": True}
+"""Arguments of `from_pretrained` with which it tells what does not fit; `check_keys` refuses it."""
 
 
 @dataclass(frozen=True)
@@ -54,18 +58,19 @@ def load(
     Raises ModelError when the folder is none, lacks parts, or its chat template is not a known one and none is named.
     """
     config, tokenizer, image_processor = load_parts(path)
+    written_in = template_named(template) if template else recognise_template(tokenizer, path)
     where = pick_device(device)
-    options: dict[str, Any] = {"dtype": pick_dtype(dtype, where)}
+    options: dict[str, Any] = REPORTED | {"dtype": pick_dtype(dtype, where)}
     if bits is not None:
         options |= {"quantization_config": _quantized(bits, options["dtype"]), "device_map": {"": where}}
     with reading(path), quiet():
-        model, report = AutoModelForImageTextToText.from_pretrained(path, output_loading_info=True, **options)
+        model, report = AutoModelForImageTextToText.from_pretrained(path, **options)
     check_keys(path, report, "missing", "unexpected", "mismatched")
     if bits is None:
         model.to(where)
     prompter = Prompter(
         tokenizer=tokenizer,
-        template=template_named(template) if template else recognise_template(tokenizer, path),
+        template=written_in,
         image_processor=image_processor,
         tokens_per_image=tokens_per_image(config),
     )
@@ -74,10 +79,14 @@ def load(
 
 def check_keys(path: str | Path, report: dict[str, Any], *kinds: str) -> None:
     """Raise ModelError where transformers would go on with random weights, or without some of the file's."""
-    found = {kind: sorted(map(str, report[f"{kind}_keys"])) for kind in kinds if report.get(f"{kind}_keys")}
+    found = {kind: report[f"{kind}_keys"] for kind in kinds if report.get(f"{kind}_keys")}
     if found:
-        shown = "; ".join(f"{len(keys)} {kind}, such as {keys[0]}" for kind, keys in found.items())
+        shown = "; ".join(f"{len(keys)} {kind}, such as {_shown(min(keys))}" for kind, keys in found.items())
         raise ModelError(f"the weights in {path} do not fit its config.json ({shown})")
+
+
+def _shown(key: str | tuple[str, Sequence[int], Sequence[int]]) -> str:
+    return key if isinstance(key, str) else f"{key[0]}, {list(key[1])} in the file and {list(key[2])} in the model"
 
 
 def load_parts(path: str | Path) -> tuple[Any, Any, Any]:
@@ -152,7 +161,7 @@ def quiet() -> Iterator[None]:
 
 
 def _one_line(error: Exception) -> str:
-    return shorten(str(error) or type(error).__name__, 300, placeholder=" ...")
+    return shorten(str(error) or type(error).__name__, 500, placeholder=" ...")
 
 
 def _quantized(bits: int, dtype: torch.dtype) -> BitsAndBytesConfig:

@@ -73,6 +73,7 @@ def hub_config(config: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
     """config.json with both spellings of what transformers 5 renamed: dtype and the rope fields."""
     name = str(dtype).removeprefix("torch.")
     config = {**config, "architectures": ["LlavaForConditionalGeneration"], "dtype": name, "torch_dtype": name}
+    config.pop("_name_or_path", None)
     for part in ("text_config", "vision_config"):
         section = dict(config[part])
         section.pop("_name_or_path", None)

@@ -97,10 +97,10 @@ def name_of(ref: ImageRef) -> str:
 @contextmanager
 def _one_line(ref: ImageRef) -> Iterator[None]:
     """Make a DataError of whatever Pillow stumbles over in a damaged file: it has no error of its own for that."""
+    # For good, because warnings.catch_warnings() is not safe among threads, which a server has.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
+        yield
     except DataError:
         raise
     except Exception as error:
@@ -125,6 +125,8 @@ def _open(ref: ImageRef, source: Path | io.BytesIO) -> Image.Image:
     except UnidentifiedImageError:
         raise DataError(f"image {name_of(ref)} is not an image that Pillow can read") from None
     except OSError as error:
+        if error.errno is None:
+            raise  # Pillow's, not the system's: the file is damaged
         raise DataError(f"image {name_of(ref)} cannot be read ({error})") from error
     width, height = picture.size
     if width * height > MAX_PIXELS:

@@ -151,8 +151,11 @@ def _is_due(step: int, every: int, num_steps: int) -> bool:
 
 def _open_run(run: Path, recipe: Recipe, dataset: Dataset, plan: Plan, groups: list[Group]) -> None:
     """Write down what the run is: the resolved recipe, versions, data, what learns."""
-    run.mkdir(parents=True, exist_ok=True)
-    (run / "recipe.yaml").write_text(dump_recipe(recipe), encoding="utf-8")
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        (run / "recipe.yaml").write_text(dump_recipe(recipe), encoding="utf-8")
+    except OSError as error:
+        raise CheckpointError(f"cannot write to {run}: {error.strerror}; choose another --work-dir") from error
     facts = {
         "versions": versions(),
         "seed": recipe.run.seed,

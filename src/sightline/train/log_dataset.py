@@ -1,0 +1,95 @@
+"""`sightline log-dataset`: rows of a recipe's data files become text in which one sees what the model learns to say."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from itertools import groupby
+from typing import TYPE_CHECKING
+
+from sightline.recipe import DataRecipe, load_recipe
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from sightline.prompt.prompter import Prompter
+    from sightline.types import Conversation, Encoded
+
+MARKS = ("⟦", "⟧")
+"""Around the targets, where there are no colours."""
+
+GREEN = "bold green"
+"""How `Prompter.explain` paints targets."""
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recipe", help="a recipe's name (sightline list-cfg) or a YAML file")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="values to change, such as model.template=plain"
+    )
+    parser.add_argument(
+        "--cfg-options", nargs="+", default=[], metavar="key=value", help="the same, as XTuner writes it"
+    )
+    parser.add_argument("-n", type=int, default=3, help="conversations of each data file (default: 3)")
+    parser.add_argument(
+        "--show",
+        choices=("text", "masked_text", "input_ids", "labels", "all"),
+        default="text",
+        help="the whole text with its targets marked (default), the targets alone, or numbers",
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    """Print conversations as the model will see them.
+
+    What it learns to say is green, or between ⟦ and ⟧ where there are no colours; the tokens of images are folded.
+    """
+    recipe = load_recipe(args.recipe, [*args.overrides, *args.cfg_options])
+    from rich.console import Console
+    from rich.text import Text
+
+    from sightline.model.assemble import make_prompter
+
+    prompter = make_prompter(recipe.model)
+    console = Console(highlight=False, soft_wrap=True)
+    marks = MARKS if console.color_system is None or console.no_color else ("", "")
+    for entry in recipe.data:
+        for conversation, encoded in _first(entry, args.n, prompter, recipe.batch.max_length):
+            facts = f"{len(encoded.ids)} tokens, {encoded.num_targets} targets, {len(encoded.images)} images"
+            console.print(Text(f"{conversation.origin} (id {conversation.id!r}): {facts}", style="bold"))
+            explained = prompter.explain(encoded, marks=marks)
+            if args.show in ("text", "all"):
+                console.print(explained)
+            if args.show in ("masked_text", "all"):
+                for span in explained.spans:
+                    if span.style == GREEN:
+                        console.print(explained[span.start : span.end])
+            if args.show in ("input_ids", "all"):
+                console.print(f"input_ids: {folded(encoded.ids)}", markup=False)
+            if args.show in ("labels", "all"):
+                console.print(f"labels: {folded(encoded.labels)}", markup=False)
+            console.print()
+
+
+def folded(numbers: np.ndarray) -> str:
+    """Numbers in a row, those that are repeated more than twice written once: 1 319 -100*576 2."""
+    runs = [(number, len(list(same))) for number, same in groupby(numbers.tolist())]
+    return " ".join(f"{number}*{times}" if times > 2 else " ".join([str(number)] * times) for number, times in runs)
+
+
+def _first(entry: DataRecipe, count: int, prompter: Prompter, limit: int) -> Iterator[tuple[Conversation, Encoded]]:
+    """The first usable conversations of a file; a row that would stop a run stops here too."""
+    from sightline.data.index import look_at
+    from sightline.data.sources import open_rows
+    from sightline.errors import DataError
+
+    rows = open_rows(entry.path)
+    for number in range(len(rows) if entry.head is None else min(entry.head, len(rows))):
+        if count <= 0:
+            return
+        try:
+            yield look_at(rows, number, entry.images, prompter, limit)
+            count -= 1
+        except DataError:
+            if entry.on_bad_row == "stop":
+                raise
