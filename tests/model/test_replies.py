@@ -19,6 +19,7 @@ from sightline.errors import DataError
 from sightline.model.assemble import assemble, make_prompter
 from sightline.model.generate import Memory, Sampling, replies, reply
 from sightline.model.load import VLM
+from sightline.prompt.prompter import template_named
 from sightline.recipe import ModelRecipe
 from sightline.types import ImageRef, Message, Text, ask, interleave
 
@@ -284,16 +285,22 @@ def test_a_changed_image_with_equal_tokens(
     assert (wanted == text(vlm, theirs(vlm, first, 12))) == (places == ("red", "blue", "red"))
 
 
-def test_a_question_that_cannot_be_asked(vlm: VLM, pictures: dict[str, ImageRef], folder: Path) -> None:
+@pytest.mark.parametrize("names", [("red",), ("red", "blue"), ("blue",), ("red", "green", "blue")])
+def test_a_prompt_that_ends_with_an_image(vlm: VLM, pictures: dict[str, ImageRef], names: tuple[str, ...]) -> None:
+    """As captions are asked for: what stays of the first prompt must not end inside an image."""
+    captions = VLM(vlm.model, dataclasses.replace(vlm.prompter, template=template_named("plain")))
+    first, second = ([ask("", [pictures[name] for name in some])] for some in (("red", "blue"), names))
+    assert captions.prompter.encode(second).ids[-1] == captions.prompter.image_token_id
+    memory = Memory()
+    for messages in (first, second, second, first):
+        wanted = replies(captions, [messages], max_new_tokens=12, batch_size=1)[0]
+        assert streamed(captions, messages, memory=memory) == wanted
+
+
+def test_a_question_that_cannot_be_asked(vlm: VLM, folder: Path) -> None:
     broken = [ask("?", [ImageRef(str(folder / "nowhere.png"))])]
     with pytest.raises(DataError, match="nowhere"):
         replies(vlm, [broken], max_new_tokens=2, batch_size=1)
-    memory = Memory()
-    good = [ask("?", [pictures["red"]])]
-    wanted = streamed(vlm, good, memory=memory)
-    with pytest.raises(DataError, match="nowhere"):
-        streamed(vlm, broken, memory=memory)
-    assert streamed(vlm, good, memory=memory) == wanted
 
 
 def test_an_error_inside_the_model_reaches_the_caller(vlm: VLM, monkeypatch: pytest.MonkeyPatch) -> None:

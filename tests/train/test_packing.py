@@ -90,7 +90,7 @@ def together(model: Model, batch: Batch, **keywords: Any) -> tuple[float, dict[s
     model = copy.deepcopy(model)
     model.train()
     if keywords.pop("checkpointing", False):
-        model.model.language_model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.model.language_model.activation_checkpointing_enable({"use_reentrant": False})
     with packed_attention(model):
         total = PackedLoss(model)(dataclasses.replace(batch, **keywords))
         total.backward()

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tiny
 import torch
+from runs import Interrupted, log, until
 from safetensors.torch import load_file
 
-from sightline.model.load import VLM
 from sightline.recipe import Recipe, load_recipe
 from sightline.train.loop import train
 
@@ -30,10 +28,6 @@ FULL = ["tune.vision_tower=full", "optim.weight_decay=0.1"]
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     changes: dict[str, Any] = {"optim": {"epochs": 3}, "run": {"save_every": 2, "keep": 2}}
     return tiny.write_recipe(tmp_path_factory.mktemp("world"), **changes)
-
-
-def log(run: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run / "log.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
 def course(run: Path) -> list[tuple[int, float, float]]:
@@ -49,18 +43,6 @@ def assert_same_run(one: Path, other: Path) -> None:
     for name in ("checkpoint-10", "checkpoint-12"):
         a, b = (torch.load(run / name / "optimizer.pt", weights_only=True)["state"] for run in (one, other))
         assert all(torch.equal(a[key][field], b[key][field]) for key in a for field in a[key])
-
-
-class Interrupted(Exception):
-    pass
-
-
-def until(last: int) -> Callable[[int, VLM], None]:
-    def stop(step: int, vlm: VLM) -> None:
-        if step == last:
-            raise Interrupted
-
-    return stop
 
 
 def interrupted(recipe: Recipe, run: Path, last: int) -> Path:

@@ -20,6 +20,12 @@ Row = dict[str, Any]
 CIRCLE = 1_000_000
 """MMBench adds this to the index each time it asks a question again with its options in another order."""
 
+CHOICE_SHARE = 0.45
+"""How often a question that can be put as multiple choice is."""
+
+WEIGHTS = {kind: 0.3 if kind in ("describe", "box") else 1.0 for kind in ONE}
+"""How often each kind of question is asked; those with long answers have many targets anyway."""
+
 HINT = "Hint: every picture shows one, two or three shapes."
 
 CATEGORIES = {
@@ -131,19 +137,19 @@ def _finetune_rows(album: Album, rng: np.random.Generator, number: int) -> Itera
             turns[0]["value"] = f"<image>\n<image>\n{turns[0]['value']}"
         else:
             row["image"] = album.add(scene, rng)
-            turns = conversation([scene], rng, turns=int(rng.integers(3, 8)))
+            turns = conversation([scene], rng, turns=int(rng.integers(5, 10)))
             turns[0]["value"] = f"<image>\n{turns[0]['value']}"
         yield row | {"conversations": turns}
 
 
 def conversation(scenes: Sequence[Scene], rng: np.random.Generator, *, turns: int) -> list[dict[str, str]]:
-    """Up to so many questions about one or two pictures, no two the same; about one in four is multiple choice."""
+    """Up to so many questions about one or two pictures, no two the same; many are multiple choice."""
     result: dict[str, list[dict[str, str]]] = {}
     for _ in range(4 * turns):
         asked = _ask(scenes, rng)
         if asked is None or asked.question in result or len(result) == turns:
             continue
-        if asked.others and rng.random() < 0.3:
+        if asked.others and rng.random() < CHOICE_SHARE:
             options, right = with_options(asked, rng, number=4 if rng.random() < 0.7 else 3)
             hint = HINT if rng.random() < 0.15 else ""
             result[asked.question] = _turn(choice_prompt(asked.question, options, hint), "ABCD"[right])
@@ -155,7 +161,8 @@ def conversation(scenes: Sequence[Scene], rng: np.random.Generator, *, turns: in
 def _ask(scenes: Sequence[Scene], rng: np.random.Generator) -> Asked | None:
     if len(scenes) == 2:
         return ask_two(str(rng.choice(TWO)), scenes, rng)
-    return ask_one(str(rng.choice(ONE)), scenes[0], rng)
+    weights = np.array([WEIGHTS[kind] for kind in ONE])
+    return ask_one(str(rng.choice(ONE, p=weights / weights.sum())), scenes[0], rng)
 
 
 def _heldout_rows(album: Album, rng: np.random.Generator, number: int) -> Iterator[Row]:

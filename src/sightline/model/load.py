@@ -28,7 +28,6 @@ from sightline.prompt.templates import TEMPLATES, Template, render, to_text
 from sightline.runtime import pick_device, pick_dtype
 from sightline.types import Message, Text, ask
 
-
 REPORTED = {"output_loading_info": True, "ignore_mismatched_sizes": True}
 """Arguments of `from_pretrained` with which it tells what does not fit; `check_keys` refuses it."""
 
@@ -139,7 +138,8 @@ def reading(path: str | Path) -> Iterator[None]:
         yield
     except (OSError, ValueError, KeyError, RuntimeError, StrictDataclassError) as error:
         if Path(path).is_dir() and not (Path(path) / "config.json").is_file():
-            raise ModelError(f"{path} is not a model folder: it has no config.json") from error
+            hint = f"; the model of this run is in {Path(path) / 'hf'}" if (Path(path) / "hf").is_dir() else ""
+            raise ModelError(f"{path} is not a model folder: it has no config.json{hint}") from error
         if not Path(path).exists() and (str(path).startswith((".", "/", "~")) or str(path).count("/") != 1):
             raise ModelError(f"no model folder {path}") from error
         raise ModelError(f"cannot load {path}: {_one_line(error)}") from error

@@ -77,9 +77,11 @@ def hub_config(config: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
     for part in ("text_config", "vision_config"):
         section = dict(config[part])
         section.pop("_name_or_path", None)
-        rope = section.get("rope_parameters") or {}
-        if "rope_theta" in rope:
-            section["rope_theta"] = rope["rope_theta"]
+        rope = dict(section.get("rope_parameters") or {})
+        if "rope_type" in rope:  # else none, or one for each kind of layer, which has no old spelling
+            section |= {name: rope.pop(name) for name in ("rope_theta", "partial_rotary_factor") if name in rope}
+            if rope["rope_type"] != "default":
+                section["rope_scaling"] = rope
         config[part] = {**section, "dtype": name, "torch_dtype": name}
     return config
 

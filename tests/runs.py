@@ -1,0 +1,37 @@
+"""What tests do with runs: interrupt them, and read what they left behind."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from sightline.model.load import VLM
+
+
+class Interrupted(Exception):
+    """Ends a run from outside, as Ctrl-C does."""
+
+
+def until(last: int) -> Callable[[int, VLM], None]:
+    """An `after_step` that interrupts the run after so many steps."""
+
+    def stop(step: int, vlm: VLM) -> None:
+        if step == last:
+            raise Interrupted
+
+    return stop
+
+
+def log(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def losses(run: Path) -> list[float]:
+    return [record["loss"] for record in log(run)]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """All files below a folder."""
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
