@@ -1,4 +1,4 @@
-"""The demo's data: the same bytes from the same seed, nothing of evaluation in training, answers that the pixels confirm."""
+"""The demo's data: same seed, same bytes; nothing of evaluation in training; answers that the pixels confirm."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from PIL import Image
 from sightline.demo.questions import ONE, TWO, ask_one, ask_two, choice_prompt, in_words, with_options
 from sightline.demo.scenes import COLOURS, EXTENT, PLACES, SIZES, Scene, Thing, box_of, caption, draw_scene, paint
 from sightline.demo.world import World, draw_world
+from sightline.errors import UserError
 
 SIDE = 1_000_000
 
@@ -57,6 +58,11 @@ def test_the_same_seed_gives_the_same_bytes(world: World, tmp_path: Path) -> Non
     assert digest(tmp_path / "other")["finetune.json"] != digest(world.folder)["finetune.json"]
 
 
+def test_a_folder_with_files_is_left_alone(world: World) -> None:
+    with pytest.raises(UserError, match="not empty"):
+        draw_world(world.folder, seed=3, quick=True)
+
+
 def test_every_image_of_a_row_exists_and_has_its_place(world: World) -> None:
     for path in (world.pretrain, world.finetune, world.heldout):
         rows = rows_of(path)
@@ -67,7 +73,8 @@ def test_every_image_of_a_row_exists_and_has_its_place(world: World) -> None:
             images = image if isinstance(image, list) else [image]
             assert sum(turn["value"].count("<image>") for turn in row["conversations"]) == len(images)
             assert all((world.images / name).is_file() for name in images)
-            assert [turn["from"] for turn in row["conversations"]] == ["human", "gpt"] * (len(row["conversations"]) // 2)
+            turns = [turn["from"] for turn in row["conversations"]]
+            assert turns and turns == ["human", "gpt"] * (len(turns) // 2)
 
 
 def test_finetuning_data_have_all_sorts_of_rows(world: World) -> None:
@@ -78,7 +85,7 @@ def test_finetuning_data_have_all_sorts_of_rows(world: World) -> None:
     turns = [turn["value"] for row in rows for turn in row["conversations"]]
     assert max(len(row["conversations"]) for row in rows) > 6
     letters = [answer for answer in turns if answer in list("ABCD")]
-    assert {letter: letters.count(letter) / len(letters) > 0.15 for letter in "ABCD"} == dict.fromkeys("ABCD", True)
+    assert {letter: letters.count(letter) / len(letters) > 0.1 for letter in "ABCD"} == dict.fromkeys("ABCD", True)
     assert any(re.fullmatch(r"\[0\.\d\d, 0\.\d\d, 0\.\d\d, 0\.\d\d\]", turn) for turn in turns)
 
 
@@ -158,16 +165,10 @@ def test_answers_by_hand() -> None:
     expected = {
         "What is at the top left?": "red circle",
         "What is at the centre?": "blue circle",
-        "What is at the bottom?": "nothing",
         "What colour is the cross?": "red",
         "Which shape is blue?": "circle",
         "How many shapes are there?": "3",
-        "How many red shapes are there?": "2",
-        "How many crosses are there?": "1",
-        "How many triangles are there?": "0",
         "Where is the red cross?": "right",
-        "Is there a red cross?": "yes",
-        "Is there a blue cross?": "no",
         "Give the box of the blue circle.": "[0.39, 0.39, 0.61, 0.61]",
     }
     rng = np.random.default_rng(0)
@@ -183,15 +184,10 @@ def test_answers_about_two_pictures_by_hand() -> None:
     rng = np.random.default_rng(0)
     asked = {(q.question, q.answer) for _ in range(100) for kind in TWO if (q := ask_two(kind, (SCENE, other), rng))}
     assert asked == {
-        ("Which picture shows a red circle?", "first"),
-        ("Which picture shows a blue circle?", "first"),
-        ("Which picture shows a red cross?", "first"),
-        ("Which picture shows a green square?", "second"),
-        ("Which picture shows more shapes?", "first"),
         ("What colour is the cross in the first picture?", "red"),
         ("What colour is the square in the second picture?", "green"),
-        ("Describe the first picture.", caption(SCENE)),
-        ("Describe the second picture.", "A green square at the bottom right."),
+        ("How many shapes are in the first picture?", "3"),
+        ("How many shapes are in the second picture?", "1"),
     }
 
 
@@ -217,7 +213,7 @@ def test_words_tell_the_whole_scene() -> None:
 def test_a_guess_without_looking_is_worth_little() -> None:
     """The best constant answer to each kind of question, over many scenes."""
     rng = np.random.default_rng(5)
-    limits = {"describe": 0.02, "what": 0.2, "colour": 0.25, "shape": 0.35, "count": 0.45, "where": 0.2, "box": 0.15, "exists": 0.6}
+    limits = {"describe": 0.02, "what": 0.1, "colour": 0.25, "shape": 0.35, "count": 0.4, "where": 0.2, "box": 0.15}
     for kind, limit in limits.items():
         answers: dict[str, int] = defaultdict(int)
         for _ in range(1500):
@@ -254,5 +250,6 @@ def test_mmbench_circles(world: World) -> None:
 def test_training_asks_choices_as_mmbench_does() -> None:
     # The prompt that LLaVA-1.5 gets for MMBench: hint, question, a line per option, the instruction.
     assert choice_prompt("What is it?", ["a cat", "a dog"], "Hint: it barks.") == (
-        "Hint: it barks.\nWhat is it?\nA. a cat\nB. a dog\nAnswer with the option's letter from the given choices directly."
+        "Hint: it barks.\nWhat is it?\nA. a cat\nB. a dog\n"
+        "Answer with the option's letter from the given choices directly."
     )

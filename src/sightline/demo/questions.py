@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
@@ -84,7 +84,8 @@ def with_options(asked: Asked, rng: np.random.Generator, *, number: int) -> tupl
 
 def choice_prompt(question: str, options: Sequence[str], hint: str = "") -> str:
     """A multiple-choice question as MMBench's is put to LLaVA-1.5."""
-    lines = [*([hint] if hint else []), question, *(f"{letter}. {text}" for letter, text in zip("ABCD", options, strict=False))]
+    lettered = [f"{letter}. {text}" for letter, text in zip("ABCD", options, strict=False)]
+    lines = [*([hint] if hint else []), question, *lettered]
     return "\n".join([*lines, "Answer with the option's letter from the given choices directly."])
 
 
@@ -97,7 +98,9 @@ def in_words(scene: Scene, rng: np.random.Generator) -> str:
     return f"{scene.form} picture: {told}"
 
 
-def _about(kind: str, text: str, field: str, clear: list[Thing], values: tuple[str, ...], rng: np.random.Generator) -> Asked | None:
+def _about(
+    kind: str, text: str, field: str, clear: list[Thing], values: tuple[str, ...], rng: np.random.Generator
+) -> Asked | None:
     if not clear:
         return None
     thing = _one(rng, clear)
@@ -122,9 +125,10 @@ def changed(scene: Scene, rng: np.random.Generator) -> list[Scene]:
     at = int(rng.integers(len(scene.things)))
     thing, rest = scene.things[at], [other for number, other in enumerate(scene.things) if number != at]
     free = [place for place in range(len(PLACES)) if place not in {other.place for other in scene.things}]
-    colour, shape = (_one(rng, [v for v in values if v != own]) for values, own in ((COLOURS, thing.colour), (SHAPES, thing.shape)))
     changes = (
-        Thing(thing.place, colour, thing.shape), Thing(thing.place, thing.colour, shape), Thing(_one(rng, free), thing.colour, thing.shape)
+        replace(thing, colour=_one(rng, [colour for colour in COLOURS if colour != thing.colour])),
+        replace(thing, shape=_one(rng, [shape for shape in SHAPES if shape != thing.shape])),
+        replace(thing, place=_one(rng, free)),
     )
     return [Scene(tuple(sorted([*rest, change])), scene.form) for change in changes]
 

@@ -137,7 +137,8 @@ def box_of(thing: Thing, form: str) -> str:
     row, column = divmod(thing.place, 3)
     x = ((column + 0.5) * width / 3 + (side - width) / 2) / side
     y = ((row + 0.5) * height / 3 + (side - height) / 2) / side
-    return "[" + ", ".join(f"{value:.2f}" for value in (x - EXTENT / 2, y - EXTENT / 2, x + EXTENT / 2, y + EXTENT / 2)) + "]"
+    half = EXTENT / 2
+    return "[" + ", ".join(f"{value:.2f}" for value in (x - half, y - half, x + half, y + half)) + "]"
 
 
 def caption(scene: Scene) -> str:

@@ -14,6 +14,7 @@ import numpy as np
 
 from sightline.demo.questions import ONE, TWO, Asked, ask_one, ask_two, choice_prompt, in_words, with_options
 from sightline.demo.scenes import Scene, caption, draw_scene, paint
+from sightline.errors import UserError
 
 Row = dict[str, Any]
 
@@ -65,12 +66,14 @@ class Amounts:
     circles: int
 
 
-FULL = Amounts(pretrain=2400, finetune=4800, heldout=40, circles=100)
+FULL = Amounts(pretrain=2400, finetune=4800, heldout=48, circles=100)
 QUICK = Amounts(pretrain=600, finetune=1200, heldout=10, circles=25)
 
 
 def draw_world(folder: Path, *, seed: int, quick: bool) -> World:
-    """Write the data into `folder`; the same seed gives the same bytes."""
+    """Write the data into `folder`, which must be new or empty; the same seed gives the same bytes."""
+    if folder.exists() and any(folder.iterdir()):
+        raise UserError(f"{folder} is not empty; choose another folder for the demo's world, or remove this one")
     amounts = QUICK if quick else FULL
     world = World(
         folder=folder,
@@ -91,7 +94,8 @@ def draw_world(folder: Path, *, seed: int, quick: bool) -> World:
     for path, rows in tables.items():
         path.write_text(json.dumps(rows, indent=1), encoding="utf-8")
         world.counts[path.name] = len(rows)
-    world.counts[world.mmbench.name] = _write_mmbench(world.mmbench, Album(world.images, "mmbench"), rng, amounts.circles)
+    album = Album(world.images, "mmbench")
+    world.counts[world.mmbench.name] = _write_mmbench(world.mmbench, album, rng, amounts.circles)
     return world
 
 
@@ -108,7 +112,8 @@ class Album:
         path = f"{self.name}/{self.number:06d}.{'jpg' if jpeg else 'png'}"
         self.number += 1
         picture = paint(scene, rng)
-        picture.save(self.images / path, **({"quality": 92} if jpeg else {"compress_level": 1}))
+        # What a format does not know of these is ignored.
+        picture.save(self.images / path, quality=92, compress_level=1)
         return path
 
 
@@ -186,7 +191,7 @@ def _held_out(kind: str, rng: np.random.Generator) -> tuple[list[Scene], Asked]:
 def _write_mmbench(path: Path, album: Album, rng: np.random.Generator, circles: int) -> int:
     """Each question once for every rotation of its options; the first row holds the picture, the others its index."""
     names = ["index", "question", "hint", "A", "B", "C", "D", "answer", "category", "l2-category", "image", "split"]
-    rows = []
+    rows: list[tuple[int, tuple[str, ...]]] = []
     for index in range(circles):
         kind = list(CATEGORIES)[index % len(CATEGORIES)]
         scenes, asked = _held_out(kind, rng)
@@ -198,11 +203,12 @@ def _write_mmbench(path: Path, album: Album, rng: np.random.Generator, circles: 
             cells = [*rotated, "", ""][:4]
             answer = "ABCD"[(right - shift) % len(options)]
             image = picture if shift == 0 else str(index)
-            rows.append([index + shift * CIRCLE, asked.question, hint, *cells, answer, *CATEGORIES[kind], image, "dev"])
+            number = index + shift * CIRCLE
+            rows.append((number, (asked.question, hint, *cells, answer, *CATEGORIES[kind], image, "dev")))
     # MMBench's files have all first rows before all second ones.
-    rows.sort(key=lambda row: row[0])
+    rows.sort()
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, delimiter="\t", lineterminator="\n")
         writer.writerow(names)
-        writer.writerows(rows)
+        writer.writerows((number, *cells) for number, cells in rows)
     return len(rows)

@@ -1,0 +1,110 @@
+"""The demo's own language model and vision tower: folders that transformers loads, made once."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from transformers import AutoImageProcessor, AutoModelForCausalLM, AutoTokenizer, CLIPVisionModel
+
+from sightline.demo import backbones as module
+from sightline.demo.backbones import Backbones, Schedule, Schedules, fingerprint, make_backbones
+from sightline.demo.language import Texts, train_tokenizer
+from sightline.demo.questions import in_words
+from sightline.demo.scenes import draw_scene
+from sightline.demo.tower import _family
+from sightline.types import IGNORE
+
+TINY = Schedules(llm=Schedule(3, 4, 1e-3, 1e-3), tower=Schedule(3, 8, 1e-3, 1e-3), pictures=16)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Backbones:
+    return make_backbones(0, tmp_path_factory.mktemp("cache"), TINY)
+
+
+def test_transformers_loads_both(made: Backbones) -> None:
+    llm, found = AutoModelForCausalLM.from_pretrained(made.llm, output_loading_info=True)
+    assert not found["missing_keys"] and not found["unexpected_keys"]
+    assert not llm.config.tie_word_embeddings
+    assert llm.config.hidden_size // llm.config.num_attention_heads == 32
+    assert llm.config.intermediate_size != llm.config.hidden_size
+    tower, found = CLIPVisionModel.from_pretrained(made.vision_tower, output_loading_info=True)
+    assert not found["missing_keys"] and not found["unexpected_keys"]
+    processor = AutoImageProcessor.from_pretrained(made.vision_tower, backend="pil")
+    assert processor.crop_size["height"] == tower.config.image_size == 54
+    tokenizer = AutoTokenizer.from_pretrained(made.llm)
+    assert llm.config.vocab_size == len(tokenizer)
+    assert (tokenizer.bos_token, tokenizer.eos_token, tokenizer.unk_token) == ("<s>", "</s>", "<unk>")
+
+
+def test_a_second_call_finds_what_the_first_made(made: Backbones, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr(module, "seed_everything", refuse)
+    assert make_backbones(0, made.llm.parent, TINY) == made
+    assert not [path for path in made.llm.parent.iterdir() if path.name.startswith(".")]
+
+
+def test_a_failure_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> float:
+        raise RuntimeError("no space left")
+
+    monkeypatch.setattr("sightline.demo.language.train_llm", fail)
+    with pytest.raises(RuntimeError, match="no space"):
+        make_backbones(0, tmp_path, TINY)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_fingerprint_changes_with_what_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    first = fingerprint(0, TINY)
+    assert first == fingerprint(0, TINY)
+    assert first != fingerprint(1, TINY)
+    assert first != fingerprint(0, replace(TINY, pictures=20))
+    monkeypatch.setattr(module, "versions", lambda: {"torch": "0.0"})
+    assert first != fingerprint(0, TINY)
+
+
+def test_tokens_keep_to_words(made: Backbones) -> None:
+    """No token spans a space or a line, so a prompt has the same ids with and without the answer behind it."""
+    tokenizer = AutoTokenizer.from_pretrained(made.llm)
+    for token in tokenizer.get_vocab():
+        assert "▁" not in token[1:] and (token == "\n" or "\n" not in token)
+    prompt, answer = "USER: Where is the red circle? ASSISTANT:", " top left"
+    ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    whole = tokenizer(prompt + answer, add_special_tokens=False)["input_ids"]
+    assert whole[: len(ids)] == ids and tokenizer.convert_ids_to_tokens(whole[len(ids) :]) == ["▁top", "▁left"]
+    for text in ("A red circle at the top left.", "[0.06, 0.06, 0.28, 0.28]", "Ein Bär, 圆", "A. red\nB. blue"):
+        assert tokenizer.decode(tokenizer(text, add_special_tokens=False)["input_ids"]) == text
+
+
+def test_the_tokenizer_is_the_same_each_time(made: Backbones) -> None:
+    assert train_tokenizer(0).get_vocab() == AutoTokenizer.from_pretrained(made.llm).get_vocab()
+
+
+def test_texts_are_conversations_with_their_scene_in_words(made: Backbones) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(made.llm)
+    texts = Texts(tokenizer, np.random.default_rng(0))
+    for _ in range(60):
+        ids, labels = texts.one()
+        assert ids[0] == tokenizer.bos_token_id and len(ids) == len(labels) < 400
+        targets = labels != IGNORE
+        assert targets.any() and (labels[targets] == ids[targets]).all()
+        assert tokenizer.decode(ids[targets]).rstrip("\n").endswith(("</s>", "."))
+
+
+def test_a_family_differs_in_one_thing() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        scene, *others = _family(rng)
+        assert len({scene, *others}) == 4
+        for other in others:
+            assert len(set(scene.things) - set(other.things)) == 1 and not other.held_out
+
+
+def test_words_differ_between_forms() -> None:
+    rng = np.random.default_rng(0)
+    assert {in_words(draw_scene(rng), rng).split()[0] for _ in range(50)} == {"square", "wide", "tall"}
