@@ -14,7 +14,6 @@ PUBLISHED = {
     "model.vision_tower": ("openai/clip-vit-large-patch14-336", "openai/clip-vit-large-patch14-336"),
     "model.template": ("plain", "vicuna"),  # --version
     "model.projector_from": (None, "work_dirs/llava_v15_7b_pretrain"),  # pretrained_pth
-    "model.projector_depth": (2, 2),  # --mm_projector_type mlp2x_gelu
     "model.vision_feature_layer": (-2, -2),  # --mm_vision_select_layer
     "model.image_aspect_ratio": ("crop", "pad"),  # pad_image_to_square, --image_aspect_ratio
     "tune.llm": ("frozen", "full"),  # freeze_llm, --tune_mm_mlp_adapter

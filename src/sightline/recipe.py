@@ -39,8 +39,6 @@ class ModelRecipe(Section):
     """The prompt template, the same in training, chat and evaluation."""
     projector_from: str | None = None
     """Where the projector's weights come from: a run folder, a checkpoint or a model folder; null: a new projector."""
-    projector_depth: int = Field(2, ge=1)
-    """The number of linear layers of a new projector."""
     vision_feature_layer: int = -2
     """The layer of the vision tower whose output the projector sees; -1 is the last."""
     image_aspect_ratio: Literal["pad", "crop"] = "pad"
@@ -171,7 +169,7 @@ class RunRecipe(Section):
     keep: int = Field(2, ge=1)
     """How many checkpoints stay."""
     log_every: int = Field(1, ge=1)
-    """Steps between lines of the log."""
+    """Where there is no terminal: steps between two lines (at most one in ten seconds). log.jsonl has every step."""
     tensorboard: bool = False
     """Write TensorBoard files too (needs the extra `tensorboard`)."""
 

@@ -15,7 +15,7 @@ from sightline.errors import UserError
 if TYPE_CHECKING:
     import torch
 
-console = Console(stderr=True, highlight=False)
+console = Console(stderr=True, highlight=False, emoji=False)
 """Where progress and remarks go; results go to standard output."""
 
 

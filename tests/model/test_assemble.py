@@ -213,7 +213,6 @@ def test_a_part_that_is_no_model(
         (lambda world: {"vision_feature_layer": 4}, "has 3 layers, so choose 1 to 3, or -1 to -4"),
         (lambda world: {"vision_feature_layer": -5}, "has 3 layers, so choose 1 to 3, or -1 to -4"),
         (lambda world: {"vision_feature_layer": 0}, "has 3 layers, so choose 1 to 3, or -1 to -4"),
-        (lambda world: {"projector_depth": 1}, "two linear layers"),
     ],
 )
 def test_parts_that_do_not_fit(world: Path, change: Callable[[Path], dict[str, Any]], words: str) -> None:

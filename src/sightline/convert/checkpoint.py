@@ -12,7 +12,7 @@ from sightline.model.save import save
 from sightline.model.tune import apply_tuning, merge_adapters
 from sightline.model.weights import find_checkpoint, load_weights
 from sightline.recipe import Recipe
-from sightline.runtime import pick_device, pick_dtype
+from sightline.runtime import pick_device, pick_dtype, seed_everything
 
 
 def checkpoint_to_hf(recipe: Recipe, checkpoint: Path, out: Path, *, fp32: bool, max_shard_size: str) -> Path:
@@ -23,6 +23,8 @@ def checkpoint_to_hf(recipe: Recipe, checkpoint: Path, out: Path, *, fp32: bool,
     if out.exists() and any(out.iterdir()):
         raise CheckpointError(f"{out} is not empty; name another folder")
     folder = find_checkpoint(checkpoint)
+    # A projector that is new and frozen is in no checkpoint: it must be drawn as the run drew it.
+    seed_everything(recipe.run.seed)
     vlm = assemble(recipe.model, make_prompter(recipe.model))
     apply_tuning(vlm.model, recipe.tune, recipe.optim)
     load_weights(folder, vlm.model)

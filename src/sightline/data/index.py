@@ -91,8 +91,9 @@ class Dataset:
 
     def length_histogram(self, bins: int = 24) -> list[tuple[int, int]]:
         """How many samples have up to so many tokens: (upper end, count)."""
-        counts, edges = np.histogram(self.tokens, bins=bins)
-        return [(round(float(edge)), int(count)) for edge, count in zip(edges[1:], counts, strict=True)]
+        width = -(-int(self.tokens.max()) // bins)
+        counts = np.bincount((self.tokens - 1) // width)
+        return [((number + 1) * width, int(count)) for number, count in enumerate(counts)]
 
 
 def open_dataset(entries: tuple[DataRecipe, ...], prompter: Prompter, max_length: int, console: Console) -> Dataset:

@@ -43,8 +43,6 @@ def make_prompter(spec: ModelRecipe) -> Prompter:
     else:
         assert spec.llm is not None and spec.vision_tower is not None
         vision = _vision_config(spec.vision_tower)
-        if spec.projector_depth != len(PROJECTOR) // 2:
-            raise ModelError(f"model.projector_depth {spec.projector_depth}: a LLaVA projector has two linear layers")
         layers = vision.num_hidden_layers
         if spec.vision_feature_layer not in (*range(-layers - 1, 0), *range(1, layers + 1)):
             raise ModelError(

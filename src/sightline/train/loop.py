@@ -20,7 +20,7 @@ from sightline.model.save import save
 from sightline.model.tune import Group, apply_tuning, merge_adapters
 from sightline.model.weights import checkpoints, find_checkpoint, load_weights
 from sightline.recipe import Recipe, dump_recipe
-from sightline.runtime import console, pick_device, pick_dtype, say, seed_everything, versions
+from sightline.runtime import console, pick_device, pick_dtype, say, seed_everything, versions, world_size
 from sightline.train.checkpoint import (
     State,
     check_data,
@@ -46,6 +46,8 @@ def train(
     `resume` is a checkpoint, or `auto` for the newest of `work_dir` (from the beginning if there is none yet).
     `after_step` is called with the number of steps done and the model, ready to answer.
     """
+    if world_size() > 1:
+        raise UserError("training runs in one process so far; start it without torchrun")
     run = Path(work_dir)
     state = _find_state(run, resume, recipe)
     prompter = make_prompter(recipe.model)
@@ -84,7 +86,7 @@ def train(
             samples = plan.samples(step)
             packs = plan.packs(step, rank=engine.rank, world=engine.world, budget=budget)
             num_targets = int(dataset.targets[samples].sum())
-            # Dropout too depends on nothing but the step.
+            # So that dropout too depends on nothing but the step (and on how it is cut into packs).
             seed_everything(((recipe.run.seed * 1_000_003 + step) * engine.world + engine.rank) % 2**63)
             rates = set_rates(engine.optimizer, lr_scale(step, plan.num_steps, recipe.optim))
             total = 0.0
