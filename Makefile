@@ -3,7 +3,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
-.PHONY: install demo test test-slow clean
+.PHONY: install demo check test test-slow clean
 
 install: .venv/.installed
 
@@ -18,13 +18,16 @@ install: .venv/.installed
 demo: install
 	$(BIN)/sightline demo
 
-test: install
-	$(BIN)/ruff check .
-	$(BIN)/mypy
+test: check
 	$(BIN)/pytest -m "not slow"
 
-test-slow: install
+test-slow: check
 	$(BIN)/pytest -m slow
+
+check: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 clean:
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache build dist

@@ -21,8 +21,8 @@ from transformers import (
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 180, 60), "blue": (40, 60, 220), "yellow": (240, 220, 40)}
 WORDS = (
-    "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, detailed, and "
-    "polite answers to the user's questions. USER: ASSISTANT: What colour is this square? Describe the picture. "
+    "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, detailed, "
+    "and polite answers to the user's questions. USER: ASSISTANT: What colour is this square? Describe the picture. "
     "It is a red green blue yellow square. Answer with the option's letter from the given choices directly. A. B. C. D."
 )
 
@@ -99,7 +99,7 @@ def make_tower(folder: Path, *, seed: int = 0) -> Path:
 
 
 def make_data(folder: Path, *, rows: int = 24, seed: int = 0) -> tuple[Path, Path]:
-    """A LLaVA JSON file with pictures of one colour: single, text-only, two-picture and two-turn rows, and its images."""
+    """A LLaVA JSON file with pictures of one colour (single, text-only, two-picture, two-turn rows), and its images."""
     images = folder / "images"
     images.mkdir(parents=True, exist_ok=True)
     rng = random.Random(seed)

@@ -69,7 +69,10 @@ def test_a_pipe_in_a_process_of_its_own(run_folder: Path, vlm: VLM, pictures: Pa
     words = ("chat", str(run_folder), "--image", str(image), "--device", "cpu", *GREEDY)
     done = subprocess.run(
         [sys.executable, "-m", "sightline", *words],
-        input="What colour?\n", capture_output=True, text=True, encoding="utf-8",
+        input="What colour?\n",
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout == alone(vlm, "What colour?", image) + "\n"
@@ -79,7 +82,9 @@ def test_a_pipe_in_a_process_of_its_own(run_folder: Path, vlm: VLM, pictures: Pa
 def test_a_bad_image_is_found_before_the_model(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "sightline", "chat", str(tmp_path), "--image", str(tmp_path / "no.png")],
-        input="What?\n", capture_output=True, text=True,
+        input="What?\n",
+        capture_output=True,
+        text=True,
     )
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == f"error: image {tmp_path / 'no.png'} is missing: no file {tmp_path / 'no.png'}\n"
@@ -121,8 +126,10 @@ def test_images_join_the_next_question(chat: Chat, vlm: VLM, pictures: Path, typ
     red, blue = pictures / "red.png", pictures / "blue.png"
     out = chat(f"/image {typed.format(red)}\n/image {typed.format(blue)}\nCompare.\n")
     assert out == alone(vlm, "Compare.", red, blue) + "\n"
-    assert chat.remarks.splitlines() == ["1 image will be shown with the next question.",
-                                         "2 images will be shown with the next question."]
+    assert chat.remarks.splitlines() == [
+        "1 image will be shown with the next question.",
+        "2 images will be shown with the next question.",
+    ]
 
 
 def test_an_image_name_with_blanks(pictures: Path, tmp_path: Path) -> None:
@@ -144,9 +151,7 @@ def test_an_image_name_with_blanks(pictures: Path, tmp_path: Path) -> None:
         ("red " * 600, "not sent: with this question the conversation has"),
     ],
 )
-def test_what_cannot_be_done_is_one_line_and_the_chat_goes_on(
-    chat: Chat, vlm: VLM, line: str, remark: str
-) -> None:
+def test_what_cannot_be_done_is_one_line_and_the_chat_goes_on(chat: Chat, vlm: VLM, line: str, remark: str) -> None:
     with pytest.raises(UserError, match="lines without an answer: 1"):
         chat(f"{line}\nWhat?\n")
     assert chat.out == alone(vlm, "What?") + "\n"
@@ -175,9 +180,7 @@ def test_a_stop_word_ends_the_answer(chat: Chat, vlm: VLM) -> None:
     assert chat("What?\n", "--stop-words", middle) == whole[: whole.index(middle)].strip() + "\n"
 
 
-def test_a_url_is_fetched_once(
-    chat: Chat, vlm: VLM, pictures: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_url_is_fetched_once(chat: Chat, vlm: VLM, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("no_proxy", "*")
     fetched: list[str] = []
 
@@ -197,8 +200,17 @@ def test_a_url_is_fetched_once(
     assert out.startswith(said + "\n") and out.endswith(f"\n{said}\n")
 
 
-@pytest.mark.parametrize("flags", [("--temperature", "-1"), ("--top-p", "1.5"), ("--max-new-tokens", "0"),
-                                   ("--temperature", "nan"), ("--torch-dtype", "fp8"), ("--bits", "5")])
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--temperature", "-1"),
+        ("--top-p", "1.5"),
+        ("--max-new-tokens", "0"),
+        ("--temperature", "nan"),
+        ("--torch-dtype", "fp8"),
+        ("--bits", "5"),
+    ],
+)
 def test_values_out_of_bounds(flags: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         parse("model", *flags)
@@ -208,8 +220,18 @@ def test_values_out_of_bounds(flags: tuple[str, str], capsys: pytest.CaptureFixt
 def test_flags_of_xtuner_and_their_defaults() -> None:
     args = vars(parse("model", "--image", "a", "b", "--image", "c"))
     assert args["image"] == ["a", "b", "c"]
-    expected = {"max_new_tokens": 2048, "temperature": 0.1, "top_k": 40, "top_p": 0.75, "repetition_penalty": 1.0,
-                "seed": 0, "stop_words": [], "bits": None, "system": None, "prompt_template": None}
+    expected = {
+        "max_new_tokens": 2048,
+        "temperature": 0.1,
+        "top_k": 40,
+        "top_p": 0.75,
+        "repetition_penalty": 1.0,
+        "seed": 0,
+        "stop_words": [],
+        "bits": None,
+        "system": None,
+        "prompt_template": None,
+    }
     assert {name: args[name] for name in expected} == expected
 
 

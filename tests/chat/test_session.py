@@ -51,7 +51,12 @@ def test_images_stand_in_front_or_where_the_question_says() -> None:
     session = show(start(images=(RED,)), BLUE)
     assert next_question(session, "Compare.").content == (RED, Text("\n"), BLUE, Text("\nCompare."))
     assert next_question(session, "Is <image> like <image>?").content == (
-        Text("Is "), RED, Text(" like "), BLUE, Text("?"))
+        Text("Is "),
+        RED,
+        Text(" like "),
+        BLUE,
+        Text("?"),
+    )
 
 
 @pytest.mark.parametrize(("images", "text"), [((RED, BLUE), "Is <image> red?"), ((), "Is <image> red?")])

@@ -28,8 +28,17 @@ def tsv(tmp_path: Path) -> Callable[..., Path]:
     """Write rows (cells by column) to a TSV; cells that are not given take a default."""
 
     def write(*rows: dict[str, Any], without: Sequence[str] = (), more: Sequence[str] = ()) -> Path:
-        defaults: dict[str, Any] = {"question": "What is it?", "hint": "", "A": "cat", "B": "dog", "C": "", "D": "",
-                                    "answer": "A", "category": "kind", "image": base64_png()}
+        defaults: dict[str, Any] = {
+            "question": "What is it?",
+            "hint": "",
+            "A": "cat",
+            "B": "dog",
+            "C": "",
+            "D": "",
+            "answer": "A",
+            "category": "kind",
+            "image": base64_png(),
+        }
         columns = [column for column in ("index", *defaults, *more) if column not in without]
         path = tmp_path / "mmb.tsv"
         with path.open("w", newline="", encoding="utf-8") as file:

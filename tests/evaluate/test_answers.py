@@ -25,14 +25,30 @@ def data(tmp_path: Path) -> Path:
     (tmp_path / "pictures").mkdir()
     (tmp_path / "pictures" / "a.png").write_bytes(png("red", (8, 6)))
     (tmp_path / "pictures" / "b.png").write_bytes(png("blue", (5, 7)))
-    return write(tmp_path, [
-        {"id": "one", "image": "a.png", "category": "colour", "conversations": [
-            {"from": "human", "value": "<image>\nWhat colour?"}, {"from": "gpt", "value": "red"},
-            {"from": "human", "value": "Sure?"}, {"from": "gpt", "value": "yes"}]},
-        {"image": ["a.png", "b.png"], "conversations": [
-            {"from": "human", "value": "<image>\n<image>\nThe same?"}, {"from": "gpt", "value": "no"}]},
-        {"id": "text", "conversations": [{"from": "human", "value": "1 + 1?"}, {"from": "gpt", "value": "2"}]},
-    ])
+    return write(
+        tmp_path,
+        [
+            {
+                "id": "one",
+                "image": "a.png",
+                "category": "colour",
+                "conversations": [
+                    {"from": "human", "value": "<image>\nWhat colour?"},
+                    {"from": "gpt", "value": "red"},
+                    {"from": "human", "value": "Sure?"},
+                    {"from": "gpt", "value": "yes"},
+                ],
+            },
+            {
+                "image": ["a.png", "b.png"],
+                "conversations": [
+                    {"from": "human", "value": "<image>\n<image>\nThe same?"},
+                    {"from": "gpt", "value": "no"},
+                ],
+            },
+            {"id": "text", "conversations": [{"from": "human", "value": "1 + 1?"}, {"from": "gpt", "value": "2"}]},
+        ],
+    )
 
 
 def write(folder: Path, rows: list[dict[str, Any]]) -> Path:
@@ -44,7 +60,10 @@ def write(folder: Path, rows: list[dict[str, Any]]) -> Path:
 def test_every_assistant_turn_is_asked_after_the_true_history(data: Path) -> None:
     questions = read_questions(data, data.parent / "pictures")
     assert [(question.id, question.truth) for question in questions] == [
-        ("one/1", "red"), ("one/2", "yes"), ("row 2/1", "no"), ("text/1", "2"),
+        ("one/1", "red"),
+        ("one/2", "yes"),
+        ("row 2/1", "no"),
+        ("text/1", "2"),
     ]
     assert [message.text for message in questions[1].messages] == ["<image>\nWhat colour?", "red", "Sure?"]
     assert [message.role for message in questions[1].messages] == ["user", "assistant", "user"]
@@ -78,12 +97,15 @@ def test_blank_images_are_grey_and_of_the_same_size(model: FakeModel, data: Path
     assert model.asked[2][0].text == "<image>\n<image>\nThe same?"
 
 
-@pytest.mark.parametrize(("row", "reason"), [
-    ({"image": "c.png", "conversations": TURNS}, "missing"),
-    ({"image": "../data.json", "conversations": TURNS}, "leads out of its folder"),
-    ({"conversations": TURNS}, "0 images but 1 <image>"),
-    ({"conversations": []}, "conversations"),
-])
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({"image": "c.png", "conversations": TURNS}, "missing"),
+        ({"image": "../data.json", "conversations": TURNS}, "leads out of its folder"),
+        ({"conversations": TURNS}, "0 images but 1 <image>"),
+        ({"conversations": []}, "conversations"),
+    ],
+)
 def test_a_bad_row_is_named_before_loading(model: FakeModel, data: Path, row: dict[str, Any], reason: str) -> None:
     path = write(data.parent, [{"image": "a.png", "conversations": TURNS}, row])
     with pytest.raises(DataError, match=f"data.json: row 2: .*{reason}"):
@@ -108,12 +130,19 @@ def test_the_command_writes_each_answer(
     model.says = lambda messages: "red"
     words = words_for(data, tmp_path)
     answers.run(parse(*words))
-    folder, = (tmp_path / "out").iterdir()
+    (folder,) = (tmp_path / "out").iterdir()
     result = json.loads((folder / "answers_result.json").read_text())
     assert (result["Average"], result["colour"], result["all"]) == (0.25, 0.5, 0.0)
     assert result["details"]["questions"] == {"Average": 4, "all": 2, "colour": 2}
-    assert result["answers"][0] == {"id": "one/1", "category": "colour", "question": "What colour?", "answer": "red",
-                                    "truth": "red", "right": True, "images": ["a.png"]}
+    assert result["answers"][0] == {
+        "id": "one/1",
+        "category": "colour",
+        "question": "What colour?",
+        "answer": "red",
+        "truth": "red",
+        "right": True,
+        "images": ["a.png"],
+    }
     assert "25.0" in capsys.readouterr().out
     answers.run(parse(*words, "--blank-images", "--limit", "1"))
     assert model.asked[-1][0].images[0].source != "a.png"

@@ -24,8 +24,18 @@ Tsv = Callable[..., Path]
 
 def made(index: int, answer: str | None = "A", **fields: Any) -> Choice:
     options = {"A": "cat", "B": "dog", "C": "cow", "D": "fly"}
-    return Choice(**{"number": 1, "index": index, "question": "What?", "hint": "", "options": options, "image": b"",
-                     "answer": answer, **fields})
+    return Choice(
+        **{
+            "number": 1,
+            "index": index,
+            "question": "What?",
+            "hint": "",
+            "options": options,
+            "image": b"",
+            "answer": answer,
+            **fields,
+        }
+    )
 
 
 def parse(*words: str) -> argparse.Namespace:
@@ -35,7 +45,7 @@ def parse(*words: str) -> argparse.Namespace:
 
 
 def test_the_prompt_of_llava_in_english() -> None:
-    message, = to_question(made(7, hint="It barks.", options={"A": "cat", "B": "dog"}, image=b"bytes")).messages
+    (message,) = to_question(made(7, hint="It barks.", options={"A": "cat", "B": "dog"}, image=b"bytes")).messages
     assert message.text == (
         "<image>\nIt barks.\nWhat?\nA. cat\nB. dog\nAnswer with the option's letter from the given choices directly."
     )
@@ -43,7 +53,7 @@ def test_the_prompt_of_llava_in_english() -> None:
 
 
 def test_the_prompt_of_llava_in_chinese() -> None:
-    message, = to_question(made(7, options={"A": "猫", "B": "dog"})).messages
+    (message,) = to_question(made(7, options={"A": "猫", "B": "dog"})).messages
     assert message.text == "<image>\nWhat?\nA. 猫\nB. dog\n请直接回答选项字母。"
 
 
@@ -76,7 +86,8 @@ def test_a_file_without_circles_scores_each_row() -> None:
 def test_a_circle_counts_in_the_category_of_its_first_row() -> None:
     rows = [made(1_000_001, category="other"), made(1, category="logic_reasoning"), made(2, category="food_clothes")]
     assert score_choices(rows, ["A", "A", "B"]).table == {
-        "Food & Clothes": choice.Share(0, 1), "LR": choice.Share(1, 1),
+        "Food & Clothes": choice.Share(0, 1),
+        "LR": choice.Share(1, 1),
     }
 
 
@@ -104,9 +115,12 @@ def test_results_are_written_as_xtuner_writes_them(model: FakeModel, tsv: Tsv, t
     score = evaluate_choices(model.vlm, path, tmp_path / "out", model_name="m", batch_size=2)
     assert score.value == 0.5 and score.table["CP"].value == 0.0 and score.table["LR"].value == 1.0
 
-    folder, = (tmp_path / "out").iterdir()
+    (folder,) = (tmp_path / "out").iterdir()
     assert sorted(file.name for file in folder.iterdir()) == [
-        "answers.jsonl", "args.json", "mmbench_result.json", "mmbench_result.xlsx",
+        "answers.jsonl",
+        "args.json",
+        "mmbench_result.json",
+        "mmbench_result.xlsx",
     ]
     sheet = list(load_workbook(folder / "mmbench_result.xlsx").active.iter_rows(values_only=True))  # type: ignore[union-attr]
     assert sheet == [
@@ -158,7 +172,7 @@ def test_a_run_that_was_cut_off_goes_on(model: FakeModel, tsv: Tsv, tmp_path: Pa
     model.says = cut_off_after(18)
     with pytest.raises(Killed):
         evaluate_choices(model.vlm, path, tmp_path / "out", model_name="m", batch_size=2)
-    folder, = (tmp_path / "out").iterdir()
+    (folder,) = (tmp_path / "out").iterdir()
     with (folder / "answers.jsonl").open("a") as file:
         file.write('{"n": 16, "id": "17", "ans')
 
@@ -200,12 +214,33 @@ def test_the_command_passes_its_flags_on(
     model: FakeModel, tsv: Tsv, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tsv({}, {"answer": "B"})
-    choice.run(parse("folder/model", "--data-path", str(path), "--work-dir", str(tmp_path / "out"),
-                     "--prompt-template", "vicuna", "--torch-dtype", "fp16", "--bits", "4", "--batch-size", "3",
-                     "--stop-words", "</s>", "###", "--max-new-tokens", "7", "--seed", "1"))
-    loaded, = model.loaded
+    choice.run(
+        parse(
+            "folder/model",
+            "--data-path",
+            str(path),
+            "--work-dir",
+            str(tmp_path / "out"),
+            "--prompt-template",
+            "vicuna",
+            "--torch-dtype",
+            "fp16",
+            "--bits",
+            "4",
+            "--batch-size",
+            "3",
+            "--stop-words",
+            "</s>",
+            "###",
+            "--max-new-tokens",
+            "7",
+            "--seed",
+            "1",
+        )
+    )
+    (loaded,) = model.loaded
     assert loaded == {"path": "folder/model", "device": "auto", "dtype": "fp16", "template": "vicuna", "bits": 4}
-    call, = model.calls
+    (call,) = model.calls
     assert (call["batch_size"], call["max_new_tokens"], call["stop"]) == (3, 7, ["</s>", "###"])
     out = capsys.readouterr().out
     assert "MMBench (" in out and "50.0" in out and "100.0% of 2 answers name an option" in out
@@ -216,7 +251,7 @@ def test_a_test_split_is_written_for_submission(
 ) -> None:
     path = tsv({}, {}, without=("answer",))
     choice.run(parse("m", "--data-path", str(path), "--work-dir", str(tmp_path / "out")))
-    folder, = (tmp_path / "out").iterdir()
+    (folder,) = (tmp_path / "out").iterdir()
     assert (folder / "mmbench_result.xlsx").exists() and not (folder / "mmbench_result.json").exists()
     assert "for submission" in capsys.readouterr().out
     with pytest.raises(DataError, match="has no answers to score with"):
@@ -229,7 +264,7 @@ def test_bad_rows_stop_the_command_before_the_model_is_loaded(model: FakeModel, 
         choice.run(parse(*words))
     assert model.loaded == []
     choice.run(parse(*words, "--skip-bad-rows"))
-    folder, = (tmp_path / "out").iterdir()
+    (folder,) = (tmp_path / "out").iterdir()
     assert json.loads((folder / "bad_rows.json").read_text()) == [
         {"row": 2, "reason": "the answer 'C' is not among the options A, B"},
     ]

@@ -67,19 +67,22 @@ def test_cells_larger_than_the_csv_module_likes(tsv: Tsv) -> None:
     assert len(rows[0].question) == 200_000
 
 
-@pytest.mark.parametrize(("row", "reason"), [
-    ({"A": ""}, "option A is empty"),
-    ({"answer": "C"}, "the answer 'C' is not among the options A, B"),
-    ({"answer": "dog"}, "the answer 'dog' is not among the options A, B"),
-    ({"answer": ""}, "the answer is empty, while other rows have one"),
-    ({"image": ""}, "the image is empty"),
-    ({"image": "!!!!"}, "neither base64 nor the index of a row"),
-    ({"image": "99"}, "the image refers to index 99, which no row has"),
-    ({"image": "2"}, "the image refers to itself: 2 -> 2"),
-    ({"image": "aGVsbG8gd29ybGQsIHRoaXMgaXMgbm8gaW1hZ2U="}, "not an image"),
-    ({"image": base64_png()[:60]}, "image"),
-    ({"question": "What is in <image>?"}, "the text holds <image>"),
-])
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({"A": ""}, "option A is empty"),
+        ({"answer": "C"}, "the answer 'C' is not among the options A, B"),
+        ({"answer": "dog"}, "the answer 'dog' is not among the options A, B"),
+        ({"answer": ""}, "the answer is empty, while other rows have one"),
+        ({"image": ""}, "the image is empty"),
+        ({"image": "!!!!"}, "neither base64 nor the index of a row"),
+        ({"image": "99"}, "the image refers to index 99, which no row has"),
+        ({"image": "2"}, "the image refers to itself: 2 -> 2"),
+        ({"image": "aGVsbG8gd29ybGQsIHRoaXMgaXMgbm8gaW1hZ2U="}, "not an image"),
+        ({"image": base64_png()[:60]}, "image"),
+        ({"question": "What is in <image>?"}, "the text holds <image>"),
+    ],
+)
 def test_a_bad_row_is_named(tsv: Tsv, row: dict[str, Any], reason: str) -> None:
     path = tsv({}, row, {})
     message = first_problem(path)
@@ -96,26 +99,32 @@ def test_a_cycle_of_references_ends(tsv: Tsv) -> None:
     assert "refers to itself: 1 -> 2 -> 1" in first_problem(tsv({"image": "2"}, {"image": "1"}))
 
 
-@pytest.mark.parametrize(("rows", "settings", "reason"), [
-    ([], {}, "the file holds no rows"),
-    ([{}], {"without": ("A", "image")}, "no column 'image', 'A' (there are: 'index', 'question'"),
-    ([{}], {"more": ("A",)}, "a column name comes twice"),
-    ([{}, {"index": 1}], {}, "row 2: the index 1 is already that of row 1"),
-    ([{}, {"index": "two"}], {}, "row 2: the index 'two' is not a whole number"),
-])
+@pytest.mark.parametrize(
+    ("rows", "settings", "reason"),
+    [
+        ([], {}, "the file holds no rows"),
+        ([{}], {"without": ("A", "image")}, "no column 'image', 'A' (there are: 'index', 'question'"),
+        ([{}], {"more": ("A",)}, "a column name comes twice"),
+        ([{}, {"index": 1}], {}, "row 2: the index 1 is already that of row 1"),
+        ([{}, {"index": "two"}], {}, "row 2: the index 'two' is not a whole number"),
+    ],
+)
 def test_a_bad_file_is_refused(tsv: Tsv, rows: list[dict[str, Any]], settings: dict[str, Any], reason: str) -> None:
     path = tsv(*rows, **settings)
     message = first_problem(path)
     assert message.startswith(str(path)) and reason in message
 
 
-@pytest.mark.parametrize(("content", "reason"), [
-    (b"", "the file is empty"),
-    (b"index,question,A,image\n1,what,cat,xyz\n", "no column 'index'"),
-    (b"index\tquestion\tA\timage\n1\twhat\n", "row 1: 2 cells, but 4 columns"),
-    (b'index\tquestion\tA\timage\n1\t"what\tcat\tx\n2\twhat\tcat\tx\n', "row 1: broken quotes"),
-    (b"index\tquestion\tA\timage\n1\twh\xe9t\tcat\tx\n", "not UTF-8"),
-])
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "the file is empty"),
+        (b"index,question,A,image\n1,what,cat,xyz\n", "no column 'index'"),
+        (b"index\tquestion\tA\timage\n1\twhat\n", "row 1: 2 cells, but 4 columns"),
+        (b'index\tquestion\tA\timage\n1\t"what\tcat\tx\n2\twhat\tcat\tx\n', "row 1: broken quotes"),
+        (b"index\tquestion\tA\timage\n1\twh\xe9t\tcat\tx\n", "not UTF-8"),
+    ],
+)
 def test_a_file_that_is_no_tsv_is_refused(tmp_path: Path, content: bytes, reason: str) -> None:
     path = tmp_path / "broken.tsv"
     path.write_bytes(content)

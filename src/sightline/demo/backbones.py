@@ -102,10 +102,13 @@ def _cached(folder: Path, make: Callable[[Path], None], seed: int) -> Path:
     if folder.is_dir():
         console.print(f"found {folder}", markup=False, soft_wrap=True)
         return folder
+    from sightline.model.load import quiet
+
     draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
         seed_everything(seed)
-        make(draft)
+        with quiet():
+            make(draft)
         draft.chmod(0o755)  # mkdtemp's folders are for their owner alone
         try:
             os.replace(draft, folder)

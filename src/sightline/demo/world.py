@@ -21,7 +21,7 @@ Row = dict[str, Any]
 CIRCLE = 1_000_000
 """MMBench adds this to the index each time it asks a question again with its options in another order."""
 
-CHOICE_SHARE = 0.45
+CHOICE_SHARE = 0.25
 """How often a question that can be put as multiple choice is."""
 
 WEIGHTS = {kind: 0.3 if kind in ("describe", "box") else 1.0 for kind in ONE}
@@ -66,8 +66,8 @@ class Amounts:
     circles: int
 
 
-FULL = Amounts(pretrain=2400, finetune=4800, heldout=48, circles=100)
-QUICK = Amounts(pretrain=600, finetune=1200, heldout=10, circles=25)
+FULL = Amounts(pretrain=2400, finetune=8000, heldout=48, circles=100)
+QUICK = Amounts(pretrain=600, finetune=1200, heldout=20, circles=20)
 
 
 def draw_world(folder: Path, *, seed: int, quick: bool) -> World:

@@ -165,14 +165,23 @@ def _to_json(result: AnswersResult) -> dict[str, object]:
     score = result.score
     shares = {"Average": score.overall, **score.table}
     rows = [
-        {"id": row.id, "category": row.category, "question": row.question, "answer": row.answer, "truth": row.truth,
-         "right": row.right, "images": [image.source for image in row.images if isinstance(image.source, str)]}
+        {
+            "id": row.id,
+            "category": row.category,
+            "question": row.question,
+            "answer": row.answer,
+            "truth": row.truth,
+            "right": row.right,
+            "images": [image.source for image in row.images if isinstance(image.source, str)],
+        }
         for row in result.answers
     ]
     return {
         **{name: share.value for name, share in shares.items()},
-        "details": {"half_width_95": {name: share.half_width for name, share in shares.items()},
-                    "questions": {name: share.total for name, share in shares.items()}},
+        "details": {
+            "half_width_95": {name: share.half_width for name, share in shares.items()},
+            "questions": {name: share.total for name, share in shares.items()},
+        },
         "answers": rows,
     }
 
@@ -181,8 +190,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="folder or hub id of a vision-language model")
     parser.add_argument("--data-path", required=True, type=Path, metavar="FILE", help=".json or .jsonl in LLaVA's form")
     parser.add_argument("--image-folder", type=Path, metavar="DIR", help="where the images of the file are")
-    parser.add_argument("--blank-images", action="store_true",
-                        help="show a grey picture of the same size instead of each image: how much can be guessed?")
+    parser.add_argument(
+        "--blank-images",
+        action="store_true",
+        help="show a grey picture of the same size instead of each image: how much can be guessed?",
+    )
     parser.add_argument("--limit", type=positive, metavar="N", help="ask the first N questions only")
     model_arguments(parser, max_new_tokens=64)
 
@@ -195,8 +207,13 @@ def run(args: argparse.Namespace) -> None:
     """
     questions = read_questions(args.data_path, args.image_folder, blank_images=args.blank_images, limit=args.limit)
     vlm = load_model(args)
-    settings = {**model_settings(args), "data_path": str(args.data_path), "image_folder": str(args.image_folder or ""),
-                "blank_images": args.blank_images, "limit": args.limit}
+    settings = {
+        **model_settings(args),
+        "data_path": str(args.data_path),
+        "image_folder": str(args.image_folder or ""),
+        "blank_images": args.blank_images,
+        "limit": args.limit,
+    }
     same = fingerprint_of(vlm, questions, settings)
     folder = start_folder(work_dir_of(args), {**settings, "batch_size": args.batch_size}, same, last_file=RESULT_JSON)
     console.print(f"{len(questions)} questions of {args.data_path}; results go to {folder}", soft_wrap=True)

@@ -98,8 +98,12 @@ def evaluate_choices(
     refuse(data_path, bad)
     if rows[0].answer is None:
         raise DataError(f"{data_path} has no answers to score with; `sightline mmbench` writes it for submission")
-    settings = {"model_name_or_path": model_name, "data_path": str(data_path), "stop_words": list(stop),
-                "max_new_tokens": max_new_tokens}
+    settings = {
+        "model_name_or_path": model_name,
+        "data_path": str(data_path),
+        "stop_words": list(stop),
+        "max_new_tokens": max_new_tokens,
+    }
     folder, predictions = answer_choices(
         vlm, rows, work_dir, settings, batch_size=batch_size, max_new_tokens=max_new_tokens, stop=stop
     )
@@ -148,14 +152,23 @@ def save_results(folder: Path, rows: Sequence[Choice], predictions: Sequence[str
 def _spreadsheet(rows: Sequence[Choice], predictions: Sequence[str]) -> tuple[list[str], list[list[str | int]]]:
     """The columns that MMBench's server and XTuner's users expect, and the cells below them."""
     letters = sorted({letter for row in rows for letter in row.options})
-    categories = [name for name, value in (("category", rows[0].category), ("l2-category", rows[0].l2_category))
-                  if value is not None]
+    categories = [
+        name
+        for name, value in (("category", rows[0].category), ("l2-category", rows[0].l2_category))
+        if value is not None
+    ]
     columns = ["question", *letters, "prediction", *categories, "index", "split", "answer"]
     table: list[list[str | int]] = []
     for row, prediction in zip(rows, predictions, strict=True):
         cells: dict[str, str | int | None] = {
-            "question": row.question, **row.options, "prediction": prediction, "category": row.category,
-            "l2-category": row.l2_category, "index": row.index, "split": row.split, "answer": row.answer,
+            "question": row.question,
+            **row.options,
+            "prediction": prediction,
+            "category": row.category,
+            "l2-category": row.l2_category,
+            "index": row.index,
+            "split": row.split,
+            "answer": row.answer,
         }
         table.append([value if (value := cells.get(name)) is not None else "" for name in columns])
     return columns, table
@@ -164,8 +177,11 @@ def _spreadsheet(rows: Sequence[Choice], predictions: Sequence[str]) -> tuple[li
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="folder or hub id of a vision-language model")
     parser.add_argument("--data-path", required=True, type=Path, metavar="TSV", help="such as MMBench_DEV_EN.tsv")
-    parser.add_argument("--skip-bad-rows", action="store_true",
-                        help="leave rows out that cannot be used, and list them in bad_rows.json")
+    parser.add_argument(
+        "--skip-bad-rows",
+        action="store_true",
+        help="leave rows out that cannot be used, and list them in bad_rows.json",
+    )
     model_arguments(parser, max_new_tokens=100)
 
 
