@@ -18,7 +18,7 @@ from PIL import Image
 
 from sightline.demo.questions import ONE, TWO, ask_one, ask_two, choice_prompt, in_words, with_options
 from sightline.demo.scenes import COLOURS, EXTENT, PLACES, SIZES, Scene, Thing, box_of, caption, draw_scene, paint
-from sightline.demo.world import World, draw_world
+from sightline.demo.world import QUICK, World, draw_world
 from sightline.errors import UserError
 
 SIDE = 1_000_000
@@ -230,7 +230,7 @@ def test_mmbench_circles(world: World) -> None:
     circles = defaultdict(list)
     for row in rows:
         circles[int(row["index"]) % SIDE].append(row)
-    assert len(circles) == 25 and len(rows) == world.counts["mmbench.tsv"]
+    assert len(circles) == QUICK.circles and len(rows) == world.counts["mmbench.tsv"]
     for index, circle in circles.items():
         first = circle[0]
         options = [first[letter] for letter in "ABCD" if first[letter]]
