@@ -139,6 +139,8 @@ def _stage(
     ]
     if projector_from is not None:
         overrides.append(f"model.projector_from={projector_from}")
+    if args.quick:
+        overrides.append("optim.epochs=1")
     _step(
         "stage 1: the projector learns to caption" if projector_from is None else "stage 2: the model learns to answer",
         f"sightline train {name} {' '.join(overrides)} --work-dir {run_folder}",

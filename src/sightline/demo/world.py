@@ -66,7 +66,7 @@ class Amounts:
     circles: int
 
 
-FULL = Amounts(pretrain=2400, finetune=8000, heldout=48, circles=100)
+FULL = Amounts(pretrain=2400, finetune=5600, heldout=48, circles=100)
 QUICK = Amounts(pretrain=600, finetune=1200, heldout=20, circles=20)
 
 
