@@ -9,6 +9,9 @@ from typing import Any
 
 from sightline.model.load import VLM
 
+SHORT = ["tune.llm=lora", "tune.llm_lora.r=4", "optim.max_steps=4", "run.save_every=2", "run.keep=3"]
+"""A short run that saves in the middle: what is changed in the recipe for it."""
+
 
 class Interrupted(Exception):
     """Ends a run from outside, as Ctrl-C does."""

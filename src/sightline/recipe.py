@@ -34,7 +34,7 @@ class ModelRecipe(Section):
     vision_tower: str | None = None
     """The CLIP vision model: a folder or a hub id."""
     from_model: str | None = None
-    """A whole vision-language model to start from, instead of `llm` and `vision_tower`: a folder or a hub id."""
+    """A whole vision-language model to start from, instead of `llm` and `vision_tower`: a folder, a hub id or a run."""
     template: Template = "vicuna"
     """The prompt template, the same in training, chat and evaluation."""
     projector_from: str | None = None

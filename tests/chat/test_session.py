@@ -119,6 +119,14 @@ def test_a_full_context_is_said_and_nothing_else_happens(vlm: VLM) -> None:
         list(answer(vlm, session, question, GREEDY, Memory(), lambda: False))
 
 
+def test_the_context_of_a_stretched_model(vlm: VLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    stretched = {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}
+    monkeypatch.setattr(vlm.model.config.text_config, "rope_parameters", stretched)
+    question = next_question(start(), "red " * 1200)
+    with pytest.raises(UserError, match=r"the model sees 1024; /reset"):
+        list(answer(vlm, start(), question, GREEDY, Memory(), lambda: False))
+
+
 def test_an_answer_is_no_longer_than_the_context(vlm: VLM) -> None:
     text = "Describe the picture. " * 6
     while len(vlm.prompter.encode((next_question(start(), text),)).ids) < 505:

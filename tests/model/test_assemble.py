@@ -11,55 +11,12 @@ from typing import Any
 import pytest
 import tiny
 import torch
+from assembled import PROJECTOR, projector, put_together, refusal, same, spec
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, CLIPVisionModel
 
-from sightline.errors import ModelError
-from sightline.model.assemble import assemble, make_prompter
-from sightline.model.load import VLM
-from sightline.recipe import ModelRecipe, load_recipe
+from sightline.recipe import load_recipe
 from sightline.train.loop import train
-
-PROJECTOR = {f"linear_{number}.{kind}" for number in (1, 2) for kind in ("weight", "bias")}
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Models, data and a recipe; a finished run and its checkpoints, whose projector has learned."""
-    folder = tmp_path_factory.mktemp("world")
-    changes: dict[str, Any] = {"tune": {"llm": "frozen"}, "optim": {"lr": 1e-2}, "run": {"keep": 9}}
-    recipe = load_recipe(str(tiny.write_recipe(folder, **changes)))
-    train(recipe, folder / "run")
-    return folder
-
-
-def spec(world: Path, **changes: Any) -> ModelRecipe:
-    parts = {"llm": str(world / "llm"), "vision_tower": str(world / "tower")}
-    return ModelRecipe(
-        **(parts | {name: str(value) if isinstance(value, Path) else value for name, value in changes.items()})
-    )
-
-
-def put_together(recipe: ModelRecipe, seed: int = 0) -> VLM:
-    prompter = make_prompter(recipe)
-    torch.manual_seed(seed)
-    return assemble(recipe, prompter)
-
-
-def refusal(recipe: ModelRecipe) -> str:
-    """What assembling ends in: one line."""
-    with pytest.raises(ModelError) as error:
-        put_together(recipe)
-    assert "\n" not in str(error.value) and len(str(error.value)) < 600
-    return str(error.value)
-
-
-def projector(vlm: VLM) -> dict[str, torch.Tensor]:
-    return {name: tensor.clone() for name, tensor in vlm.model.model.multi_modal_projector.state_dict().items()}
-
-
-def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
 def test_the_parts_are_those_of_the_files(world: Path) -> None:
@@ -208,6 +165,7 @@ def test_a_part_that_is_no_model(
         (lambda world: {"llm": world / "tower"}, "is 'clip_vision_model', not a language model"),
         (lambda world: {"vision_tower": world / "llm"}, "is 'llama', not a CLIP vision model"),
         (lambda world: {"llm": world / "run" / "hf"}, "is 'llava', not a language model; to go on with a whole model"),
+        (lambda world: {"llm": world / "run"}, "no config.json; the model of this run is in "),
         (lambda world: {"llm": world / "world"}, "no config.json"),
         (lambda world: {"llm": world / "recipe.yaml"}, "cannot load"),
         (lambda world: {"vision_feature_layer": 4}, "has 3 layers, so choose 1 to 3, or -1 to -4"),
@@ -261,6 +219,8 @@ def test_a_whole_model_to_start_from(world: Path, tmp_path: Path) -> None:
     exported = world / "run" / "hf"
     whole = spec(world, llm=None, vision_tower=None, from_model=exported)
     vlm = put_together(whole)
+    by_its_run = put_together(spec(world, llm=None, vision_tower=None, from_model=world / "run"))
+    assert same(by_its_run.model.state_dict(), vlm.model.state_dict())
     learned = load_file(exported / "model.safetensors")
     assert same(projector(vlm), {name: learned[f"multi_modal_projector.{name}"] for name in PROJECTOR})
     parts = put_together(spec(world, projector_from=exported))
@@ -284,6 +244,5 @@ def test_a_whole_model_that_is_none(world: Path) -> None:
         ("llm", "is a 'llama' model, not a LLaVA model"),
         ("world", "no config.json"),
         ("nowhere", "no model folder"),
-        ("run", f"no config.json; the model of this run is in {world / 'run' / 'hf'}"),
     ):
         assert words in refusal(spec(world, llm=None, vision_tower=None, from_model=world / folder))

@@ -12,10 +12,11 @@ import pytest
 import tiny
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoConfig
 
 from sightline.errors import MissingExtra, ModelError
 from sightline.model.assemble import assemble, make_prompter
-from sightline.model.load import load, load_parts, tokens_per_image
+from sightline.model.load import VLM, load, load_parts, positions, tokens_per_image
 from sightline.model.save import save
 from sightline.recipe import ModelRecipe
 from sightline.types import ImageRef, ask
@@ -115,6 +116,77 @@ def test_a_shard_that_is_missing_or_cut(saved: Path, tmp_path: Path, change: str
     with pytest.raises(ModelError) as error:
         load(folder, device="cpu")
     assert str(folder) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_run_is_its_finished_model(saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "run" / "checkpoint-3").mkdir(parents=True)
+    with pytest.raises(ModelError, match=r"it has no config\.json; this run is not finished: .*sightline convert"):
+        load(tmp_path / "run", device="cpu")
+    shutil.copytree(saved, tmp_path / "run" / "hf")
+    capsys.readouterr()
+    vlm, wanted = load(tmp_path / "run", device="cpu"), load(saved, device="cpu")
+    assert capsys.readouterr().err == f"{tmp_path / 'run'} is a run; its model is {tmp_path / 'run' / 'hf'}\n"
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(*map(_tensors, (vlm, wanted)), strict=True))
+    assert vlm.prompter.template == wanted.prompter.template
+
+
+def _tensors(vlm: VLM) -> list[torch.Tensor]:
+    return list(vlm.model.state_dict().values())
+
+
+PLAIN = {"max_position_embeddings": 4096}
+STRETCHED: dict[str, tuple[dict[str, Any], int | None]] = {
+    "plain": (PLAIN, 4096),
+    "Vicuna-16k": (PLAIN | {"rope_scaling": {"type": "linear", "factor": 4.0}}, 16384),
+    "Llama-3.1": (
+        {
+            "max_position_embeddings": 131072,
+            "rope_scaling": {
+                "rope_type": "llama3",
+                "factor": 8.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 8192,
+            },
+        },
+        131072,
+    ),
+    "Qwen2.5 with YaRN": (
+        {
+            "max_position_embeddings": 32768,
+            "rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768},
+        },
+        131072,
+    ),
+    "Phi-3-128k": (
+        {
+            "max_position_embeddings": 131072,
+            "rope_scaling": {
+                "rope_type": "longrope",
+                "short_factor": [1.0] * 8,
+                "long_factor": [2.0] * 8,
+                "original_max_position_embeddings": 4096,
+            },
+        },
+        131072,
+    ),
+    "InternLM2": (PLAIN | {"rope_scaling": {"type": "dynamic", "factor": 2.0}}, None),
+}
+"""What stands in their config.json, and how long a text may be: as their model cards say; a dynamic rope has no end."""
+
+
+@pytest.mark.parametrize("kind", STRETCHED)
+def test_positions_of_stretched_models(tmp_path: Path, kind: str) -> None:
+    written, wanted = STRETCHED[kind]
+    sizes = {"model_type": "llama", "hidden_size": 64, "num_attention_heads": 4}
+    (tmp_path / "config.json").write_text(json.dumps(sizes | written), encoding="utf-8")
+    assert positions(AutoConfig.from_pretrained(tmp_path)) == wanted
+
+
+def test_positions_of_other_kinds() -> None:
+    assert positions(AutoConfig.for_model("gpt2")) == 1024  # under a name of its own
+    assert positions(AutoConfig.for_model("bloom")) is None  # ALiBi has no positions
+    assert positions(AutoConfig.for_model("gemma3_text")) == 131072  # a rope for each kind of layer
 
 
 @pytest.mark.parametrize("name", ["nowhere", "./nowhere/at/all", "/nowhere", "~/nowhere"])

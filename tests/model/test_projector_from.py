@@ -3,59 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import tiny
 import torch
+from assembled import PROJECTOR, projector, put_together, refusal, same, spec
 from safetensors.torch import load_file, save_file
-
-from sightline.errors import ModelError
-from sightline.model.assemble import assemble, make_prompter
-from sightline.model.load import VLM
-from sightline.recipe import ModelRecipe, load_recipe
-from sightline.train.loop import train
-
-PROJECTOR = {f"linear_{number}.{kind}" for number in (1, 2) for kind in ("weight", "bias")}
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Models, data and a recipe; a finished run and its checkpoints, whose projector has learned."""
-    folder = tmp_path_factory.mktemp("world")
-    changes: dict[str, Any] = {"tune": {"llm": "frozen"}, "optim": {"lr": 1e-2}, "run": {"keep": 9}}
-    recipe = load_recipe(str(tiny.write_recipe(folder, **changes)))
-    train(recipe, folder / "run")
-    return folder
-
-
-def spec(world: Path, **changes: Any) -> ModelRecipe:
-    parts = {"llm": str(world / "llm"), "vision_tower": str(world / "tower")}
-    return ModelRecipe(
-        **(parts | {name: str(value) if isinstance(value, Path) else value for name, value in changes.items()})
-    )
-
-
-def put_together(recipe: ModelRecipe, seed: int = 0) -> VLM:
-    prompter = make_prompter(recipe)
-    torch.manual_seed(seed)
-    return assemble(recipe, prompter)
-
-
-def refusal(recipe: ModelRecipe) -> str:
-    """What assembling ends in: one line."""
-    with pytest.raises(ModelError) as error:
-        put_together(recipe)
-    assert "\n" not in str(error.value) and len(str(error.value)) < 600
-    return str(error.value)
-
-
-def projector(vlm: VLM) -> dict[str, torch.Tensor]:
-    return {name: tensor.clone() for name, tensor in vlm.model.model.multi_modal_projector.state_dict().items()}
-
-
-def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
 @pytest.mark.parametrize("source", ["run", "run/hf", "run/checkpoint-8", "sharded", "transformers"])

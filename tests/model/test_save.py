@@ -130,15 +130,30 @@ def test_a_model_in_pieces(exported: dict[str, Path]) -> None:
 @pytest.mark.parametrize("template", TEMPLATES)
 def test_every_template_is_recognised(tmp_path: Path, template: str) -> None:
     tiny.make_llm(tmp_path / "llm", num_hidden_layers=1)
-    saved = save(built(tmp_path, template), tmp_path / "saved")
+    vlm = built(tmp_path, template)
+    saved = save(vlm, tmp_path / "saved")
     prompter = load(saved, device="cpu").prompter
     question = [Message("user", (Text("What is red?"),))]
     assert (
         prompter.encode(question).ids.tolist()
         == load(saved, device="cpu", template=template).prompter.encode(question).ids.tolist()
     )
-    # The two that write the same are told apart by nothing.
-    assert prompter.template.name == ("chatml" if template == "qwen_chat" else template)
+    assert prompter.template.name == template
+    assert prompter.stop == vlm.prompter.stop
+
+
+def test_the_name_of_a_template_is_no_more_than_a_hint(tmp_path: Path) -> None:
+    """Who changes the chat template of an export gets what it writes; where two write the same, the name decides."""
+    tiny.make_llm(tmp_path / "llm", num_hidden_layers=1)
+    saved = save(built(tmp_path, "qwen_chat"), tmp_path / "saved")
+    assert load(saved, device="cpu").prompter.stop[1] == ("<|endoftext|>", "<|im_end|>")
+    settings = read(saved, "tokenizer_config.json")
+    for name, template in (("chatml", "chatml"), ("vicuna", "chatml"), ("no such", "chatml"), (None, "chatml")):
+        settings["prompt_template"] = name
+        (saved / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
+        assert load(saved, device="cpu").prompter.template.name == template
+    again = save(load(saved, device="cpu", template="qwen_chat"), tmp_path / "again")
+    assert read(again, "tokenizer_config.json")["prompt_template"] == "qwen_chat"
 
 
 def test_the_end_of_a_template_ends_an_answer(tmp_path: Path) -> None:

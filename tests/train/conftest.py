@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tiny
+from runs import SHORT, Interrupted, until
 
 from sightline.recipe import load_recipe
 from sightline.train.loop import train
@@ -27,3 +29,17 @@ def trained(path: Path, tmp_path: Path) -> Callable[..., Path]:
         return tmp_path / name
 
     return run
+
+
+@pytest.fixture(scope="module")
+def original(path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("original") / "run"
+    with pytest.raises(Interrupted):
+        train(load_recipe(str(path), SHORT), run, after_step=until(3))
+    return run
+
+
+@pytest.fixture
+def run(original: Path, tmp_path: Path) -> Path:
+    """A run of four steps (SHORT) that stopped after the third, with a checkpoint of the second."""
+    return shutil.copytree(original, tmp_path / "run")

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from runs import Interrupted, contents, until
+from runs import SHORT, contents
 from safetensors.torch import load_file, save_file
 
 from sightline.errors import CheckpointError
@@ -19,22 +19,6 @@ from sightline.model.weights import checkpoints, find_checkpoint
 from sightline.recipe import load_recipe
 from sightline.train.checkpoint import prune
 from sightline.train.loop import train
-
-TUNING = ["tune.llm=lora", "tune.llm_lora.r=4", "optim.max_steps=4", "run.save_every=2", "run.keep=3"]
-
-
-@pytest.fixture(scope="module")
-def original(path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    run = tmp_path_factory.mktemp("original") / "run"
-    with pytest.raises(Interrupted):
-        train(load_recipe(str(path), TUNING), run, after_step=until(3))
-    return run
-
-
-@pytest.fixture
-def run(original: Path, tmp_path: Path) -> Path:
-    """A run of four steps that stopped after the third, with a checkpoint of the second."""
-    return shutil.copytree(original, tmp_path / "run")
 
 
 @pytest.fixture
@@ -44,7 +28,7 @@ def refused(path: Path, run: Path) -> Callable[..., str]:
     def attempt(*changes: str, resume: str | None = "auto", recipe: Path = path) -> str:
         before = contents(run)
         with pytest.raises(CheckpointError) as error:
-            train(load_recipe(str(recipe), [*TUNING, *changes]), run, resume=resume)
+            train(load_recipe(str(recipe), [*SHORT, *changes]), run, resume=resume)
         message = str(error.value)
         assert "\n" not in message and contents(run) == before
         return message
@@ -141,7 +125,7 @@ def spoil(file: Path) -> None:
 def test_a_file_of_the_right_size_but_other_bytes(path: Path, run: Path, name: str) -> None:
     spoil(run / "checkpoint-2" / name)
     with pytest.raises(CheckpointError, match=r"^checkpoint .*checkpoint-2 is damaged.*older one$"):
-        train(load_recipe(str(path), TUNING), run, resume="auto")
+        train(load_recipe(str(path), SHORT), run, resume="auto")
 
 
 class Evil:
@@ -161,7 +145,7 @@ def test_an_optimizer_file_cannot_run_code(path: Path, run: Path, tmp_path: Path
     state["files"]["optimizer.pt"] = file.stat().st_size
     (run / "checkpoint-2" / "state.json").write_text(json.dumps(state), encoding="utf-8")
     with pytest.raises(CheckpointError, match=r"optimizer\.pt"):
-        train(load_recipe(str(path), TUNING), run, resume="auto")
+        train(load_recipe(str(path), SHORT), run, resume="auto")
     assert not (tmp_path / "evil").exists()
 
 
@@ -182,7 +166,7 @@ def test_weights_that_do_not_fit(path: Path, run: Path, change: Callable[[Any], 
     state["files"][file.name] = file.stat().st_size
     (run / "checkpoint-2" / "state.json").write_text(json.dumps(state), encoding="utf-8")
     with pytest.raises(CheckpointError) as error:
-        train(load_recipe(str(path), TUNING), run, resume="auto")
+        train(load_recipe(str(path), SHORT), run, resume="auto")
     assert words in str(error.value) and "\n" not in str(error.value)
 
 
@@ -218,7 +202,7 @@ def test_a_damaged_run_is_named_before_the_data_is_read(refused: Callable[..., s
 
 
 def test_nothing_to_go_on_from_begins(path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    train(load_recipe(str(path), TUNING), tmp_path / "new", resume="auto")
+    train(load_recipe(str(path), SHORT), tmp_path / "new", resume="auto")
     assert "starting from the beginning" in capsys.readouterr().err
     assert (tmp_path / "new" / "hf").is_dir()
 
@@ -246,12 +230,12 @@ def test_the_newest_stay(tmp_path: Path, step: int, keep: int, left: list[int]) 
 
 @pytest.mark.parametrize(("keep", "left"), [(1, [4]), (2, [3, 4]), (9, [1, 2, 3, 4])])
 def test_a_run_keeps_so_many(path: Path, tmp_path: Path, keep: int, left: list[int]) -> None:
-    train(load_recipe(str(path), [*TUNING, "run.save_every=1", f"run.keep={keep}"]), tmp_path / "run")
+    train(load_recipe(str(path), [*SHORT, "run.save_every=1", f"run.keep={keep}"]), tmp_path / "run")
     assert [folder.name for folder in checkpoints(tmp_path / "run")] == [f"checkpoint-{number}" for number in left]
 
 
 def test_no_checkpoint_but_the_last(path: Path, tmp_path: Path) -> None:
-    train(load_recipe(str(path), [*TUNING, "run.save_every=0"]), tmp_path / "run")
+    train(load_recipe(str(path), [*SHORT, "run.save_every=0"]), tmp_path / "run")
     assert [folder.name for folder in checkpoints(tmp_path / "run")] == ["checkpoint-4"]
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from runs import Interrupted, contents, until
+from runs import SHORT, contents
 
 from sightline.errors import CheckpointError
 from sightline.model import save as save_module
@@ -20,23 +20,6 @@ from sightline.model.save import appearing
 from sightline.recipe import load_recipe
 from sightline.train import checkpoint as checkpoint_module
 from sightline.train.loop import train
-
-TUNING = ["tune.llm=lora", "tune.llm_lora.r=4", "optim.max_steps=4", "run.save_every=2", "run.keep=3"]
-
-
-@pytest.fixture(scope="module")
-def original(path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    run = tmp_path_factory.mktemp("original") / "run"
-    with pytest.raises(Interrupted):
-        train(load_recipe(str(path), TUNING), run, after_step=until(3))
-    return run
-
-
-@pytest.fixture
-def run(original: Path, tmp_path: Path) -> Path:
-    """A run of four steps that stopped after the third, with a checkpoint of the second."""
-    return shutil.copytree(original, tmp_path / "run")
-
 
 Usage = namedtuple("Usage", "total used free")
 
@@ -87,13 +70,13 @@ def test_no_space_left(
     before = contents(run / "checkpoint-2")
     monkeypatch.setattr(module, name, replacement)
     with pytest.raises(CheckpointError) as error:
-        train(load_recipe(str(path), TUNING), run, resume="auto")
+        train(load_recipe(str(path), SHORT), run, resume="auto")
     message = str(error.value)
     assert message.startswith("no space left") and str(run / "checkpoint-4") in message and "\n" not in message
     assert contents(run / "checkpoint-2") == before
     assert {folder.name for folder in run.iterdir() if folder.is_dir()} == {"checkpoint-2"}
     monkeypatch.undo()
-    train(load_recipe(str(path), TUNING), run, resume="auto")
+    train(load_recipe(str(path), SHORT), run, resume="auto")
     assert (run / "hf" / "model.safetensors").is_file() and not list(run.glob(".*"))
 
 
@@ -102,10 +85,10 @@ def test_no_space_left_for_the_finished_model(path: Path, run: Path, monkeypatch
     with pytest.raises(
         CheckpointError, match=rf"^no space left while saving {re.escape(str(run / 'hf'))}; .*--resume$"
     ):
-        train(load_recipe(str(path), TUNING), run, resume="auto")
+        train(load_recipe(str(path), SHORT), run, resume="auto")
     assert {folder.name for folder in run.iterdir() if folder.is_dir()} == {"checkpoint-2", "checkpoint-4"}
     monkeypatch.undo()
-    train(load_recipe(str(path), TUNING), run, resume="auto")
+    train(load_recipe(str(path), SHORT), run, resume="auto")
     assert (run / "hf" / "model.safetensors").is_file()
 
 
@@ -132,6 +115,15 @@ def test_a_folder_appears_at_one_stroke(tmp_path: Path) -> None:
     assert contents(tmp_path) == {"new/other": b"second"}
 
 
+def test_what_a_killed_run_was_writing_goes(path: Path, run: Path) -> None:
+    """Also where no step is saved under that number again; what is not the run's own stays."""
+    for name in (".checkpoint-3.partial", ".checkpoint-2.replaced", ".hf.partial", ".mine.partial"):
+        (run / name).mkdir()
+        (run / name / "rubbish").write_text("x", encoding="utf-8")
+    train(load_recipe(str(path), SHORT), run, resume="auto")
+    assert [left.name for left in run.glob(".*")] == [".mine.partial"]
+
+
 def test_others_may_read_what_is_written(run: Path) -> None:
     """safetensors makes files that only their owner can read."""
     rights = {file.name: oct(file.stat().st_mode) for file in (run / "checkpoint-2").iterdir()}
@@ -142,11 +134,11 @@ def test_others_may_read_what_is_written(run: Path) -> None:
 def test_a_folder_that_cannot_be_written(path: Path, tmp_path: Path) -> None:
     (tmp_path / "locked").mkdir(mode=0o500)
     with pytest.raises(CheckpointError, match="locked"):
-        train(load_recipe(str(path), TUNING), tmp_path / "locked" / "run")
+        train(load_recipe(str(path), SHORT), tmp_path / "locked" / "run")
 
 
 def test_a_run_folder_that_is_a_file(path: Path, tmp_path: Path) -> None:
     (tmp_path / "run").write_text("x", encoding="utf-8")
     with pytest.raises(CheckpointError) as error:
-        train(load_recipe(str(path), TUNING), tmp_path / "run")
+        train(load_recipe(str(path), SHORT), tmp_path / "run")
     assert str(error.value).startswith(f"cannot write to {tmp_path / 'run'}") and "\n" not in str(error.value)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from tiny import write_recipe
 
-from sightline.errors import DataError, UserError
+from sightline.errors import DataError, ModelError, UserError
 from sightline.train.log_dataset import arguments, folded, run
 
 
@@ -91,6 +91,11 @@ def test_bad_rows_stop_or_are_passed_over(recipe: Path, tmp_path: Path, capsys: 
     assert str(error.value) == f"{path}: row 1: no 'conversations' in the row (it has: 'id')"
     text = printed(capsys, recipe, f"data.0.path={path}", "data.0.on_bad_row=skip", "-n", 2)
     assert "row 2 (id '0')" in text and "row 3 (id '1')" in text and "row 1 " not in text
+
+
+def test_a_length_that_the_model_does_not_have(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ModelError, match=r"^batch\.max_length 513: .* has positions for 512 tokens only"):
+        printed(capsys, recipe, "batch.max_length=513")
 
 
 def test_a_recipe_that_does_not_exist(capsys: pytest.CaptureFixture[str]) -> None:

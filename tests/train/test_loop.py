@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import tiny
 import torch
-from runs import losses
+from runs import Interrupted, log, losses, until
 from torch import nn
 
-from sightline.errors import DataError, UserError
+from sightline.errors import DataError, MissingExtra, ModelError, UserError
 from sightline.model.assemble import assemble, make_prompter
 from sightline.model.generate import replies
 from sightline.model.load import VLM, load
@@ -130,6 +132,51 @@ def test_the_run_says_what_it_is(path: Path, trained: Trained) -> None:
     }
     assert (run / "report.html").stat().st_size > 1000
     assert not (run / "bad_rows.jsonl").exists()
+
+
+def test_tensorboard_shows_the_log(path: Path, trained: Trained) -> None:
+    """Also that of a run which was interrupted, and did its third step twice."""
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    changes = ["run.tensorboard=true", "run.save_every=2", "optim.max_steps=4", "optim.projector_lr=2e-3"]
+    with pytest.raises(Interrupted):
+        trained(*changes, after_step=until(3))
+    run = trained(*changes, resume="auto")
+    events = accumulator.EventAccumulator(str(run / "tensorboard"))
+    events.Reload()
+    shown = {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+    steps = log(run)
+    assert [step["step"] for step in steps] == [1, 2, 3, 4]
+    names = ["loss", "grad_norm", "tokens_per_second", "data_share", "fill", "memory_gb"]
+    told = {f"train/{name}": [(step["step"], step[name]) for step in steps] for name in names}
+    told |= {f"lr/{part}": [(step["step"], step["lr"][part]) for step in steps] for part in ("llm", "projector")}
+    # TensorBoard's numbers are of 32 bits.
+    assert shown == {tag: [(step, float(np.float32(value))) for step, value in course] for tag, course in told.items()}
+
+
+def test_missing_tensorboard_is_said_before_anything_is_read(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(MissingExtra, match=r"run\.tensorboard: true needs .*sightline\[tensorboard\]"):
+        trained("run.tensorboard=true", "data.0.path=/nowhere.json", "model.llm=/nowhere")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("what", ["llm", "from_model"])
+def test_conversations_longer_than_the_positions(path: Path, trained: Trained, tmp_path: Path, what: str) -> None:
+    """Said before the data is read; 512 is what the tiny model has."""
+    model = str(path.parent / "llm")
+    changes = ["batch.max_length=513", "data.0.path=/nowhere.json"]
+    if what == "from_model":
+        model = str(trained("optim.max_steps=1", name="first"))
+        changes += [f"model.from_model={model}", "model.llm=null", "model.vision_tower=null"]
+    with pytest.raises(ModelError) as error:
+        trained(*changes)
+    message = str(error.value)
+    assert message.startswith(f"batch.max_length 513: {model} has positions for 512 tokens only")
+    assert "set batch.max_length=512" in message and "\n" not in message
+    assert not (tmp_path / "run").exists()
+    assert len(losses(trained("batch.max_length=512", "optim.max_steps=1", *changes[2:]))) == 1
 
 
 def test_bad_rows_are_listed_or_stop_the_run(path: Path, trained: Trained, tmp_path: Path) -> None:

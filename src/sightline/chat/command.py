@@ -10,11 +10,11 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sightline.chat.session import Session, after, answer, next_question, reset, show, start
 from sightline.errors import UserError
+from sightline.model.flags import load_model, model_flags
 from sightline.runtime import console, say, seed_everything
 from sightline.types import ImageRef
 
@@ -38,21 +38,15 @@ NOT_FOR_TERMINALS = dict.fromkeys({*range(32), *range(127, 160)} - {ord("\n"), o
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("model", metavar="MODEL", help="a Hugging Face LLaVA folder or hub id, or the folder of a run")
+    model_flags(parser)
     add("--image", nargs="+", action="extend", default=[], metavar="PATH_OR_URL", help="shown with the first question")
     add("--system", metavar="TEXT", help="the system message, instead of the template's own")
-    add("--prompt-template", metavar="NAME", help="instead of the one that the model was saved with")
     add("--max-new-tokens", type=_number(int, 1), default=2048, metavar="N", help="default: 2048")
     add("--temperature", type=_number(float, 0), default=0.1, metavar="T", help="0 is greedy; default: 0.1")
     add("--top-k", type=_number(int, 0), default=40, metavar="N", help="0 is all; default: 40")
     add("--top-p", type=_number(float, 0, 1), default=0.75, metavar="P", help="default: 0.75")
     add("--repetition-penalty", type=_number(float, 0.01), default=1.0, metavar="X", help="default: 1.0, none")
-    add("--stop-words", nargs="+", default=[], metavar="TEXT", help="also end an answer at these texts")
     add("--seed", type=int, default=0, metavar="N", help="of the choice of tokens; default: 0")
-    add("--torch-dtype", choices=("auto", "fp16", "bf16", "fp32"), default="auto", help="default: auto")
-    add("--bits", type=int, choices=(4, 8), help="quantise the language model")
-    add("--device", default="auto", help="auto, cpu, cuda, mps, npu or xpu")
-    add("--llava", "--visual-encoder", dest="parts", help=argparse.SUPPRESS)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -62,13 +56,9 @@ def run(args: argparse.Namespace) -> None:
     but the answers comes out. An answer that Ctrl-C stops stays in the conversation as far as it was seen; stopped
     before its first word, the question counts as not asked.
     """
-    if args.parts is not None:
-        raise UserError(
-            "--llava and --visual-encoder are for models in several folders; MODEL is one folder that holds the "
-            "language model, the vision tower and the projector: convert yours first (sightline convert --help)"
-        )
     session = start(args.system, tuple(_image(name) for name in args.image))
-    vlm = _load(args)
+    with console.status(f"loading {args.model}"):
+        vlm = load_model(args)
     from sightline.model.generate import Memory, Sampling
 
     sampling = Sampling(
@@ -200,17 +190,6 @@ def _image(name: str) -> ImageRef:
 def _waiting(session: Session) -> str:
     count = len(session.waiting)
     return f"{count} image{'s' * (count > 1)} will be shown with the next question." if count else ""
-
-
-def _load(args: argparse.Namespace) -> VLM:
-    path = args.model
-    if not Path(path, "config.json").exists() and Path(path, "hf", "config.json").exists():
-        path = str(Path(path, "hf"))
-        say(f"{args.model} is a run; its model is {path}")
-    with console.status(f"loading {path}"):
-        from sightline.model.load import load
-
-        return load(path, device=args.device, dtype=args.torch_dtype, template=args.prompt_template, bits=args.bits)
 
 
 def _number(kind: Callable[[str], Any], least: float, most: float = float("inf")) -> Callable[[str], Any]:

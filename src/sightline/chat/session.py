@@ -90,8 +90,10 @@ def answer(
 
 def _room(vlm: VLM, messages: tuple[Message, ...]) -> int:
     """How many tokens the model's context has left after these messages."""
-    limit = getattr(vlm.model.config.text_config, "max_position_embeddings", None)
-    if limit is None:  # language models without position embeddings (ALiBi) have no limit
+    from sightline.model.load import positions
+
+    limit = positions(vlm.model.config.text_config)
+    if limit is None:
         return sys.maxsize
     length = len(vlm.prompter.encode(messages).ids)
     if length >= limit:
@@ -99,4 +101,4 @@ def _room(vlm: VLM, messages: tuple[Message, ...]) -> int:
             f"not sent: with this question the conversation has {length} tokens, and the model sees {limit}; "
             f"/reset begins anew, or ask with less text or fewer images"
         )
-    return int(limit) - length
+    return limit - length

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sightline.errors import DataError
-from sightline.evaluate.command import load_model, model_arguments, model_settings, positive, work_dir_of
+from sightline.evaluate.command import model_arguments, model_settings, positive, work_dir_of
 from sightline.evaluate.run import answer, fingerprint_of, start_folder
 from sightline.evaluate.save import save_json, show
 from sightline.evaluate.task import Answered, Question, Score, Share
-from sightline.runtime import console
+from sightline.model.flags import load_model
+from sightline.runtime import console, seed_everything
 from sightline.types import IMAGE, ImageRef, Message
 
 if TYPE_CHECKING:
@@ -187,7 +188,6 @@ def _to_json(result: AnswersResult) -> dict[str, object]:
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="MODEL", help="folder or hub id of a vision-language model")
     parser.add_argument("--data-path", required=True, type=Path, metavar="FILE", help=".json or .jsonl in LLaVA's form")
     parser.add_argument("--image-folder", type=Path, metavar="DIR", help="where the images of the file are")
     parser.add_argument(
@@ -206,6 +206,7 @@ def run(args: argparse.Namespace) -> None:
     new folder DIR/<time>. A run that was cut off goes on where it stopped when it is started again.
     """
     questions = read_questions(args.data_path, args.image_folder, blank_images=args.blank_images, limit=args.limit)
+    seed_everything(args.seed)
     vlm = load_model(args)
     settings = {
         **model_settings(args),

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 
 from sightline.errors import DataError
 from sightline.evaluate.choice_rows import CIRCLE, Choice, read_choices, refuse
-from sightline.evaluate.command import load_model, model_arguments, model_settings, work_dir_of
+from sightline.evaluate.command import model_arguments, model_settings, work_dir_of
 from sightline.evaluate.letters import option_letter
 from sightline.evaluate.run import answer, fingerprint_of, start_folder
 from sightline.evaluate.save import save_json, save_xlsx, show
 from sightline.evaluate.task import Question, Score, Share
-from sightline.runtime import console
+from sightline.model.flags import load_model
+from sightline.runtime import console, seed_everything
 from sightline.types import ImageRef, ask
 
 if TYPE_CHECKING:
@@ -175,7 +176,6 @@ def _spreadsheet(rows: Sequence[Choice], predictions: Sequence[str]) -> tuple[li
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="MODEL", help="folder or hub id of a vision-language model")
     parser.add_argument("--data-path", required=True, type=Path, metavar="TSV", help="such as MMBench_DEV_EN.tsv")
     parser.add_argument(
         "--skip-bad-rows",
@@ -194,6 +194,7 @@ def run(args: argparse.Namespace) -> None:
     rows, bad = read_choices(args.data_path)
     if not args.skip_bad_rows or not rows:
         refuse(args.data_path, bad)
+    seed_everything(args.seed)
     vlm = load_model(args)
     settings = {**model_settings(args), "data_path": str(args.data_path)}
     budget = {"batch_size": args.batch_size, "max_new_tokens": args.max_new_tokens}

@@ -24,7 +24,18 @@ from transformers.models.llava.image_processing_pil_llava import LlavaImageProce
 from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
 from sightline.errors import ModelError
-from sightline.model.load import REPORTED, VLM, check_keys, load, load_parts, quiet, reading, tokens_per_image
+from sightline.model.load import (
+    REPORTED,
+    VLM,
+    check_keys,
+    load,
+    load_parts,
+    model_folder,
+    positions,
+    quiet,
+    reading,
+    tokens_per_image,
+)
 from sightline.prompt.prompter import Prompter, template_named
 from sightline.recipe import ModelRecipe
 from sightline.runtime import say
@@ -62,6 +73,19 @@ def make_prompter(spec: ModelRecipe) -> Prompter:
         image_processor=_square(image_processor, vision.image_size, pad=spec.image_aspect_ratio == "pad"),
         tokens_per_image=tokens,
     )
+
+
+def check_length(spec: ModelRecipe, max_length: int) -> None:
+    """Raise ModelError where a conversation of `max_length` tokens has more than the language model has positions."""
+    name = spec.from_model or spec.llm
+    assert name is not None
+    with reading(name), quiet():
+        limit = positions(AutoConfig.from_pretrained(model_folder(name)).get_text_config())
+    if limit is not None and max_length > limit:
+        raise ModelError(
+            f"batch.max_length {max_length}: {name} has positions for {limit} tokens only (max_position_embeddings); "
+            f"set batch.max_length={limit} or less"
+        )
 
 
 def assemble(spec: ModelRecipe, prompter: Prompter) -> VLM:

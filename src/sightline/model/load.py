@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,13 +24,17 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from sightline.errors import MissingExtra, ModelError
+from sightline.model.weights import checkpoints
 from sightline.prompt.prompter import Prompter, template_named
 from sightline.prompt.templates import TEMPLATES, Template, render, to_text
-from sightline.runtime import pick_device, pick_dtype
+from sightline.runtime import pick_device, pick_dtype, say
 from sightline.types import Message, Text, ask
 
 REPORTED = {"output_loading_info": True, "ignore_mismatched_sizes": True}
 """Arguments of `from_pretrained` with which it tells what does not fit; `check_keys` refuses it."""
+
+TEMPLATE_KEY = "prompt_template"
+"""Where the tokenizer_config.json of an export notes the name of its template."""
 
 
 @dataclass(frozen=True)
@@ -52,10 +57,14 @@ def load(
     template: str | None = None,
     bits: int | None = None,
 ) -> VLM:
-    """Load a Hugging Face LLaVA directory (or hub id); the template is recognised by what its chat template renders.
+    """Load a Hugging Face LLaVA directory, a hub id or the model of a run.
 
-    Raises ModelError when the folder is none, lacks parts, or its chat template is not a known one and none is named.
+    The template is recognised by what the chat template renders. Raises ModelError when the folder is none, lacks
+    parts, or its chat template is not a known one and none is named.
     """
+    given, path = path, model_folder(path)
+    if path != given:
+        say(f"{given} is a run; its model is {path}")
     config, tokenizer, image_processor = load_parts(path)
     written_in = template_named(template) if template else recognise_template(tokenizer, path)
     where = pick_device(device)
@@ -88,8 +97,16 @@ def _shown(key: str | tuple[str, Sequence[int], Sequence[int]]) -> str:
     return key if isinstance(key, str) else f"{key[0]}, {list(key[1])} in the file and {list(key[2])} in the model"
 
 
+def model_folder(path: str | Path) -> str | Path:
+    """The folder of the finished model, where the path is a run; otherwise the path itself."""
+    finished = Path(path, "hf")
+    is_run = not Path(path, "config.json").is_file() and (finished / "config.json").is_file()
+    return finished if is_run else path
+
+
 def load_parts(path: str | Path) -> tuple[Any, Any, Any]:
-    """Configuration, tokenizer and image processor of a LLaVA directory: all but the weights."""
+    """Configuration, tokenizer and image processor of a LLaVA directory or a run: all but the weights."""
+    path = model_folder(path)
     with reading(path), quiet():
         config = AutoConfig.from_pretrained(path)
         if config.model_type != "llava":
@@ -111,8 +128,25 @@ def _has_class_token(vision: Any) -> bool:
     return vision.model_type.startswith("clip")
 
 
+def positions(language_model: Any) -> int | None:
+    """The most tokens that a language model's configuration has positions for; None where it sets no limit.
+
+    A stretched rope reaches `factor` times as far, which some configurations (Llama-3.1) have multiplied out already
+    and others (Vicuna-16k) have not; a dynamic one stretches itself to any length.
+    """
+    limit = getattr(language_model, "max_position_embeddings", None)
+    rope = getattr(language_model, "rope_parameters", None) or {}
+    if limit is None or rope.get("rope_type") == "dynamic":
+        return None
+    unstretched = rope.get("original_max_position_embeddings") or limit
+    return int(max(limit, unstretched * (rope.get("factor") or 1)))
+
+
 def recognise_template(tokenizer: Any, path: str | Path) -> Template:
-    """The template that writes the same prompt as the tokenizer's chat template; raises ModelError if none does."""
+    """The template that writes the same prompt as the tokenizer's chat template; raises ModelError if none does.
+
+    Where several write the same and differ in what ends an answer, the name that our exports note decides.
+    """
     names = ", ".join(TEMPLATES)
     if not tokenizer.chat_template:
         raise ModelError(f"{path} has no chat template; name one with --prompt-template ({names})")
@@ -122,13 +156,17 @@ def recognise_template(tokenizer: Any, path: str | Path) -> Template:
         tokenize=False,
         add_generation_prompt=True,
     )
-    for template in TEMPLATES.values():
-        ours = render(template, messages, bos=tokenizer.bos_token or "", eos=tokenizer.eos_token or "")
-        if to_text(ours) == theirs:
-            return template
-    raise ModelError(
-        f"the chat template of {path} is none that Sightline knows; name one with --prompt-template ({names})"
-    )
+    alike = [
+        template
+        for template in TEMPLATES.values()
+        if to_text(render(template, messages, bos=tokenizer.bos_token or "", eos=tokenizer.eos_token or "")) == theirs
+    ]
+    if not alike:
+        raise ModelError(
+            f"the chat template of {path} is none that Sightline knows; name one with --prompt-template ({names})"
+        )
+    noted = tokenizer.init_kwargs.get(TEMPLATE_KEY)
+    return next((template for template in alike if template.name == noted), alike[0])
 
 
 @contextmanager
@@ -138,13 +176,20 @@ def reading(path: str | Path) -> Iterator[None]:
         yield
     except (OSError, ValueError, KeyError, RuntimeError, StrictDataclassError) as error:
         if Path(path).is_dir() and not (Path(path) / "config.json").is_file():
-            hint = f"; the model of this run is in {Path(path) / 'hf'}" if (Path(path) / "hf").is_dir() else ""
-            raise ModelError(f"{path} is not a model folder: it has no config.json{hint}") from error
+            raise ModelError(f"{path} is not a model folder: it has no config.json{_of_a_run(Path(path))}") from error
         if not Path(path).exists() and (str(path).startswith((".", "/", "~")) or str(path).count("/") != 1):
             raise ModelError(f"no model folder {path}") from error
         raise ModelError(f"cannot load {path}: {_one_line(error)}") from error
     except SafetensorError as error:
         raise ModelError(f"the weights in {path} are damaged ({error}); copy or convert them again") from error
+
+
+def _of_a_run(folder: Path) -> str:
+    if (folder / "hf").is_dir():
+        return f"; the model of this run is in {folder / 'hf'}"
+    if checkpoints(folder):
+        return "; this run is not finished: make a model of its newest checkpoint with sightline convert"
+    return ""
 
 
 @contextmanager
@@ -179,4 +224,6 @@ def _quantized(bits: int, dtype: torch.dtype) -> BitsAndBytesConfig:
             bnb_4bit_compute_dtype=dtype,
             llm_int8_skip_modules=skipped,
         )
+    # At every layer of every token it would say that 8 bits are multiplied in float16.
+    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
     return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=skipped)

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from transformers import GenerationConfig
 
 from sightline.errors import CheckpointError
-from sightline.model.load import VLM
+from sightline.model.load import TEMPLATE_KEY, VLM
 from sightline.prompt.prompter import Prompter
 from sightline.prompt.templates import to_jinja
 from sightline.types import IMAGE
@@ -32,6 +32,9 @@ HUB_NAMES = (
     ("model.multi_modal_projector.", "multi_modal_projector."),
 )
 """Prefixes in memory (transformers 5) and in the files of the hub."""
+
+HALF = (".{}.partial", ".{}.replaced")
+"""Names of a folder that is being written, and of the one whose place it takes."""
 
 
 def save(vlm: VLM, folder: str | Path, *, dtype: torch.dtype | None = None, max_shard_size: str = "5GB") -> Path:
@@ -99,6 +102,7 @@ def write_processor(prompter: Prompter, config: Any, folder: Path) -> None:
     settings |= {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "chat_template": template,
+        TEMPLATE_KEY: prompter.template.name,
         "processor_class": "LlavaProcessor",
     }
     _write_json(folder / "tokenizer_config.json", settings)
@@ -127,7 +131,7 @@ def appearing(folder: Path, *, needs: int) -> Iterator[Path]:
     free = shutil.disk_usage(folder.parent).free
     if free < needs:
         raise CheckpointError(f"no space left for {folder}: needs {needs / 1e9:.2f} GB, {free / 1e9:.2f} GB are free")
-    partial = folder.with_name(f".{folder.name}.partial")
+    partial, replaced = (folder.with_name(form.format(folder.name)) for form in HALF)
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     try:
@@ -138,12 +142,18 @@ def appearing(folder: Path, *, needs: int) -> Iterator[Path]:
         if _disk_is_full(error):
             raise CheckpointError(f"no space left while saving {folder}; free some and go on with --resume") from error
         raise
-    replaced = folder.with_name(f".{folder.name}.replaced")
     shutil.rmtree(replaced, ignore_errors=True)
     if folder.exists():
         folder.rename(replaced)
     partial.rename(folder)
     shutil.rmtree(replaced, ignore_errors=True)
+
+
+def remove_halves(parent: Path, pattern: str) -> None:
+    """Remove what killed processes left of folders of these names that were to appear."""
+    for form in HALF:
+        for half in parent.glob(form.format(pattern)):
+            shutil.rmtree(half, ignore_errors=True)
 
 
 def _disk_is_full(error: BaseException | None) -> bool:

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from sightline.errors import CheckpointError
-from sightline.model.save import appearing, size_of
+from sightline.model.save import appearing, remove_halves, size_of
 from sightline.model.weights import PREFIX, STATE, WEIGHTS, checkpoints, trainable_state
 from sightline.recipe import Recipe, differences, dump_recipe
 from sightline.runtime import versions
@@ -48,6 +48,12 @@ def save_checkpoint(
         state = {"step": step, "data": data, "identity": recipe.identity(), "versions": versions(), "files": files}
         (partial / STATE).write_text(json.dumps(state, indent=2), encoding="utf-8")
     return folder
+
+
+def sweep(run: Path) -> None:
+    """Remove the folders that a killed run was still writing."""
+    for pattern in (f"{PREFIX}*", "hf"):
+        remove_halves(run, pattern)
 
 
 def prune(run: Path, step: int, keep: int) -> None:

@@ -48,9 +48,10 @@ def run(args: argparse.Namespace) -> None:
     from rich.console import Console
     from rich.text import Text
 
-    from sightline.model.assemble import make_prompter
+    from sightline.model.assemble import check_length, make_prompter
 
     prompter = make_prompter(recipe.model)
+    check_length(recipe.model, recipe.batch.max_length)
     console = Console(highlight=False, soft_wrap=True)
     marks = MARKS if console.color_system is None or console.no_color else ("", "")
     for entry in recipe.data:

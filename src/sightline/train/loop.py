@@ -13,7 +13,7 @@ from sightline.data.collate import batches
 from sightline.data.index import Dataset, open_dataset, write_bad_rows
 from sightline.data.plan import Pack, Plan
 from sightline.errors import CheckpointError, UserError
-from sightline.model.assemble import assemble, make_prompter
+from sightline.model.assemble import assemble, check_length, make_prompter
 from sightline.model.attention import packed_attention
 from sightline.model.load import VLM
 from sightline.model.save import save
@@ -29,9 +29,10 @@ from sightline.train.checkpoint import (
     prune,
     read_state,
     save_checkpoint,
+    sweep,
 )
 from sightline.train.engine import Engine
-from sightline.train.metrics import Log
+from sightline.train.metrics import Log, summary_writer
 from sightline.train.optim import lr_scale, set_rates
 from sightline.train.report import read_run, write_report
 
@@ -48,9 +49,12 @@ def train(
     """
     if world_size() > 1:
         raise UserError("training runs in one process so far; start it without torchrun")
+    if recipe.run.tensorboard:
+        summary_writer()
     run = Path(work_dir)
     state = _find_state(run, resume, recipe)
     prompter = make_prompter(recipe.model)
+    check_length(recipe.model, recipe.batch.max_length)
     dataset = open_dataset(recipe.data, prompter, recipe.batch.max_length, console)
     if state is not None:
         check_data(state, dataset.fingerprint)
@@ -158,6 +162,7 @@ def _open_run(run: Path, recipe: Recipe, dataset: Dataset, plan: Plan, groups: l
         (run / "recipe.yaml").write_text(dump_recipe(recipe), encoding="utf-8")
     except OSError as error:
         raise CheckpointError(f"cannot write to {run}: {error.strerror}; choose another --work-dir") from error
+    sweep(run)
     facts = {
         "versions": versions(),
         "seed": recipe.run.seed,

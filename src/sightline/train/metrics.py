@@ -69,7 +69,8 @@ class Log:
         if self.main:
             cut(self.path, self.first_step)
             if self._tensorboard:
-                self._board = _summary_writer(self.path.parent / "tensorboard", self.first_step)
+                purged = self.first_step + 1 if self.first_step else None
+                self._board = summary_writer()(str(self.path.parent / "tensorboard"), purge_step=purged)
             self._file = self.path.open("a", encoding="utf-8")
             if self._console.is_terminal:
                 self._live = Live(console=self._console, refresh_per_second=4)
@@ -242,9 +243,10 @@ def _number(value: float | None) -> float | None:
     return float(value) if value is not None and math.isfinite(value) else None
 
 
-def _summary_writer(folder: Path, first_step: int) -> SummaryWriter:
+def summary_writer() -> type[SummaryWriter]:
+    """What writes TensorBoard's files; raises MissingExtra where it is not installed."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise MissingExtra("tensorboard", "tensorboard", "run.tensorboard: true") from error
-    return SummaryWriter(str(folder), purge_step=first_step + 1 if first_step else None)
+    return SummaryWriter
