@@ -13,7 +13,8 @@ from types import SimpleNamespace
 import pytest
 
 from sightline import __version__, cli
-from sightline.errors import RecipeError
+from sightline.errors import RecipeError, UserError
+from sightline.runtime import seed_everything
 
 
 def fake_command(monkeypatch: pytest.MonkeyPatch, outcome: object, *, subcommands: bool = False) -> list[Namespace]:
@@ -124,6 +125,26 @@ def test_a_reader_that_has_gone_is_no_error() -> None:
     done = subprocess.run(command, stdout=write_end, stderr=subprocess.PIPE, check=False)
     os.close(write_end)
     assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_characters_that_the_terminal_cannot_show_end_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    program = """
+import sys, types
+from sightline import cli
+def run(args): print("\u732b \u00b1")
+sys.modules["fake_module"] = types.SimpleNamespace(arguments=lambda parser: None, run=run)
+cli.COMMANDS["fake"] = ("fake_module", "pretend")
+sys.exit(cli.main(["fake"]))
+"""
+    monkeypatch.setenv("PYTHONIOENCODING", "latin-1")
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False)
+    assert (done.returncode, done.stdout) == (0, b"\\u732b \xb1\n")
+
+
+@pytest.mark.parametrize("seed", [2**64, -(2**63) - 1])
+def test_a_seed_that_is_none_is_named(seed: int) -> None:
+    with pytest.raises(UserError, match=f"the seed {seed} is out of range"):
+        seed_everything(seed)
 
 
 def test_help_is_quick() -> None:

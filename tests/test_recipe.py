@@ -74,7 +74,7 @@ zzz: 1
             "r.yaml: tune.llm: must be 'frozen', 'full' or 'lora', not \"qlora\"",
             "r.yaml: run.sede: unknown key; did you mean run.seed?",
             "r.yaml: lr: unknown key; did you mean optim.lr?",
-            "r.yaml: optimizer: unknown key; did you mean optim?",
+            "r.yaml: optimizer: unknown key; did you mean optim.optimizer?",
             "r.yaml: zzz: unknown key; known here: model, tune, data, batch, optim, engine, run",
         ]
     )

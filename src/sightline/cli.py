@@ -6,6 +6,7 @@ import argparse
 import difflib
 import importlib
 import inspect
+import io
 import os
 import sys
 import traceback
@@ -36,6 +37,9 @@ The module has `arguments(parser)` and `run(args)`, or `arguments_suffix(parser)
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code: 0, 1 for a bug, 2 for what the user can mend, 130 when interrupted."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A terminal that cannot show a character gets its number; no work is lost over it.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         code = _dispatch(list(sys.argv[1:] if argv is None else argv))
         sys.stdout.flush()

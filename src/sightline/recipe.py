@@ -37,6 +37,8 @@ class ModelRecipe(Section):
     """A whole vision-language model to start from, instead of `llm` and `vision_tower`: a folder, a hub id or a run."""
     template: Template = "vicuna"
     """The prompt template, the same in training, chat and evaluation."""
+    system: str | None = None
+    """What the model is told before each conversation; null: what the template says, "": nothing."""
     projector_from: str | None = None
     """Where the projector's weights come from: a run folder, a checkpoint or a model folder; null: a new projector."""
     vision_feature_layer: int = -2
@@ -117,13 +119,17 @@ class BatchRecipe(Section):
     """Tokens of a conversation, image tokens included; longer ones are cut at the end."""
     pack_tokens: int | None = Field(None, ge=2)
     """Token budget of one packed micro-batch; null: max_length."""
+    shuffle: bool = True
+    """Another order in each epoch; false: as the rows stand in the files, for data that begin with the easy ones."""
     workers: int = Field(4, ge=0)
     """Processes per rank that load images; 0: none but the training process."""
 
 
 class OptimRecipe(Section):
-    """AdamW, its schedule and the length of the run."""
+    """The optimiser, its schedule and the length of the run."""
 
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """adamw; muon: matrices by Muon with steps of AdamW's size, embeddings, heads and vectors by AdamW."""
     lr: float = Field(gt=0)
     """The highest learning rate."""
     projector_lr: float | None = Field(None, gt=0)
@@ -138,8 +144,8 @@ class OptimRecipe(Section):
     """AdamW's term against division by zero."""
     warmup_ratio: float = Field(0.03, ge=0, le=1)
     """The share of all steps in which the learning rate climbs from zero."""
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    """How the learning rate goes on after the warm-up: cosine and linear end at zero."""
+    schedule: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
+    """How the learning rate goes on after the warm-up: cosine, linear and wsd (flat, then a line) end at zero."""
     clip_grad: float = Field(1.0, gt=0)
     """The largest norm of the gradient; a larger one is scaled down."""
     epochs: float = Field(1.0, gt=0)

@@ -71,10 +71,12 @@ def calm_tokenizers() -> None:
 
 
 def seed_everything(seed: int) -> None:
-    """Seed Python, NumPy and torch on all devices."""
+    """Seed Python, NumPy and torch on all devices; raises UserError for a number that torch does not take."""
     import numpy as np
     import torch
 
+    if not -(2**63) <= seed < 2**64:
+        raise UserError(f"the seed {seed} is out of range: torch takes -2**63 to 2**64 - 1")
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)

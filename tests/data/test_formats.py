@@ -157,5 +157,5 @@ def test_what_is_refused(bad: dict[str, Any], message: str) -> None:
 
 
 def test_an_image_needs_a_folder() -> None:
-    message = "the row has an image, but no folder of images is given (data.N.images)"
+    message = "the row has an image, but no folder of images is given (data.N.images, or --image-folder)"
     assert refused(row("<image>", "A", image="a.jpg"), folder=None) == message

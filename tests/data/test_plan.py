@@ -54,6 +54,12 @@ def test_half_an_epoch_is_the_beginning_of_a_whole_one() -> None:
     assert len(set(seen.tolist())) == len(seen) == 48
 
 
+def test_without_shuffling_every_epoch_follows_the_file() -> None:
+    plan = Plan(TOKENS, global_batch=40, epochs=2, seed=5, shuffle=False)
+    steps = [list(range(40)), list(range(40, 80)), list(range(80, 94))]
+    assert [plan.samples(step).tolist() for step in range(6)] == steps * 2
+
+
 def test_a_step_is_a_pure_function() -> None:
     plan = make_plan(epochs=2)
     once = [plan.samples(step).tolist() for step in range(plan.num_steps)]

@@ -6,6 +6,7 @@ import json
 import mmap
 import pickle
 import random
+import re
 from pathlib import Path
 from typing import Any
 
@@ -154,6 +155,12 @@ def test_an_array_that_is_broken(content: str, message: str, tmp_path: Path) -> 
 )
 def test_lines_that_are_broken(content: str, message: str, tmp_path: Path) -> None:
     assert said(tmp_path, content, "rows.jsonl") == message
+
+
+@pytest.mark.parametrize("row", ['{"n": ' + "9" * 5000 + "}", "[" * 100_000 + "]" * 100_000], ids=["number", "deep"])
+@pytest.mark.parametrize("form", ["[{{}},{}]", "{{}}\n{}\n"], ids=["array", "lines"])
+def test_json_that_python_refuses(row: str, form: str, tmp_path: Path) -> None:
+    assert re.match(r"JSON that cannot be read \(.*\) at byte [34], in row 2", said(tmp_path, form.format(row)))
 
 
 def test_a_file_that_breaks_off_anywhere(tmp_path: Path) -> None:

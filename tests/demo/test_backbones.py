@@ -73,11 +73,11 @@ def test_tokens_keep_to_words(made: Backbones) -> None:
     tokenizer = AutoTokenizer.from_pretrained(made.llm)
     for token in tokenizer.get_vocab():
         assert "▁" not in token[1:] and (token == "\n" or "\n" not in token)
-    prompt, answer = "USER: Where is the red circle? ASSISTANT:", " top left"
+    prompt, answer = "USER: Where is the red circle? ASSISTANT:", " northwest"
     ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
     whole = tokenizer(prompt + answer, add_special_tokens=False)["input_ids"]
-    assert whole[: len(ids)] == ids and tokenizer.convert_ids_to_tokens(whole[len(ids) :]) == ["▁top", "▁left"]
-    for text in ("A red circle at the top left.", "[0.06, 0.06, 0.28, 0.28]", "Ein Bär, 圆", "A. red\nB. blue"):
+    assert whole[: len(ids)] == ids and tokenizer.convert_ids_to_tokens(whole[len(ids) :]) == ["▁northwest"]
+    for text in ("A red circle in the northwest.", "[0.06, 0.06, 0.28, 0.28]", "Ein Bär, 圆", "A. red\nB. blue"):
         assert tokenizer.decode(tokenizer(text, add_special_tokens=False)["input_ids"]) == text
 
 

@@ -16,9 +16,10 @@ from fake_model import FakeModel, base64_png
 @pytest.fixture
 def model(monkeypatch: pytest.MonkeyPatch) -> FakeModel:
     fake = FakeModel()
-    for name, attribute in (("generate", "replies"), ("load", "load")):
+    for name, attributes in (("generate", ("replies",)), ("load", ("load", "positions"))):
         module = ModuleType(f"sightline.model.{name}")
-        setattr(module, attribute, getattr(fake, attribute))
+        for attribute in attributes:
+            setattr(module, attribute, getattr(fake, attribute))
         monkeypatch.setitem(sys.modules, module.__name__, module)
     return fake
 

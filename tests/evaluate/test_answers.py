@@ -159,3 +159,30 @@ def test_blank_and_real_images_never_share_answers(model: FakeModel, data: Path,
         with pytest.raises(KeyboardInterrupt):
             answers.run(parse(*words, *more))
     assert len(list((tmp_path / "out").iterdir())) == 2
+
+
+@pytest.mark.parametrize(
+    ("category", "line"), [(None, "all"), ("Average", "Average (category)"), (5, "5"), ([1], "[1]")]
+)
+def test_categories_that_are_no_plain_name(model: FakeModel, tmp_path: Path, category: object, line: str) -> None:
+    turns = [{"from": "human", "value": "?"}, {"from": "gpt", "value": "A"}]
+    right, wrong = turns, [turns[0], {"from": "gpt", "value": "B"}]
+    path = write(tmp_path, [{"conversations": right, "category": category}, {"conversations": wrong, "category": "x"}])
+    answers.run(parse("m", "--data-path", str(path), "--work-dir", str(tmp_path / "out")))
+    (folder,) = (tmp_path / "out").iterdir()
+    result = json.loads((folder / "answers_result.json").read_text())
+    assert (result["Average"], result[line], result["x"], len(result["answers"])) == (0.5, 1.0, 0.0, 2)
+
+
+def test_a_question_beyond_the_context_is_named(model: FakeModel, data: Path, tmp_path: Path) -> None:
+    model.limit = 64 + 4  # 64 are the answer's; with its history, the second turn of the first row has five words
+    with pytest.raises(DataError, match=r"data.json: row 1: the question takes 5 tokens and its answer up to 64"):
+        answers.run(parse(*words_for(data, tmp_path)))
+    with pytest.raises(DataError, match=r"data.json: row 1: the question takes"):
+        evaluate_answers(model.vlm, data, data.parent / "pictures")
+    assert model.asked == [] and not (tmp_path / "out").exists()
+
+
+def test_images_without_a_folder_name_the_flag(model: FakeModel, data: Path) -> None:
+    with pytest.raises(DataError, match=r"data.json: row 1: .*--image-folder"):
+        answers.run(parse("m", "--data-path", str(data)))

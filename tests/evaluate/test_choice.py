@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ import torch
 from fake_model import FakeModel, base64_png, png
 from openpyxl import load_workbook
 
-from sightline.errors import DataError, UserError
+from sightline.errors import DataError
 from sightline.evaluate import choice
 from sightline.evaluate.choice import evaluate_choices, score_choices, to_question
 from sightline.evaluate.choice_rows import Choice
@@ -36,12 +35,6 @@ def made(index: int, answer: str | None = "A", **fields: Any) -> Choice:
             **fields,
         }
     )
-
-
-def parse(*words: str) -> argparse.Namespace:
-    parser = argparse.ArgumentParser()
-    choice.arguments(parser)
-    return parser.parse_args(list(words))
 
 
 def test_the_prompt_of_llava_in_english() -> None:
@@ -98,6 +91,19 @@ def test_l2_category_comes_before_category() -> None:
     assert score_choices([made(1)], ["A"]).table == {}
 
 
+def test_two_names_of_one_category_are_one_line() -> None:
+    rows = [
+        made(1, category="logic_reasoning"),
+        made(2, category="LR"),
+        made(3, category=""),
+        made(4, category="(none)"),
+    ]
+    assert score_choices(rows, ["A", "B", "A", "A"]).table == {
+        "LR": choice.Share(1, 2),
+        "(none)": choice.Share(2, 2),
+    }
+
+
 def test_a_row_without_answer_cannot_be_scored() -> None:
     with pytest.raises(DataError, match="row 1 has no answer"):
         score_choices([made(1, None)], ["A"])
@@ -138,7 +144,7 @@ def test_results_are_written_as_xtuner_writes_them(model: FakeModel, tsv: Tsv, t
     assert details["vanilla"] == pytest.approx(2 / 3)
     assert (details["parsed"], details["rows"], details["questions"]) == (1.0, 3, {"Average": 2, "CP": 1, "LR": 1})
     settings = json.loads((folder / "args.json").read_text())
-    assert (settings["model_name_or_path"], settings["max_new_tokens"]) == ("m", 100)
+    assert (settings["model_name_or_path"], settings["max_new_tokens"], settings["device"]) == ("m", 100, "cpu")
     assert "torch" in settings["versions"]
 
 
@@ -208,79 +214,3 @@ def test_answers_to_something_else_are_not_taken(model: FakeModel, tsv: Tsv, tmp
     tokens = 50 if change == "tokens" else 100
     evaluate_choices(model.vlm, tsv(*rows), tmp_path / "out", model_name="m", max_new_tokens=tokens)
     assert len(model.asked) == 20
-
-
-def test_the_command_passes_its_flags_on(
-    model: FakeModel, tsv: Tsv, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    path = tsv({}, {"answer": "B"})
-    choice.run(
-        parse(
-            "folder/model",
-            "--data-path",
-            str(path),
-            "--work-dir",
-            str(tmp_path / "out"),
-            "--prompt-template",
-            "vicuna",
-            "--torch-dtype",
-            "fp16",
-            "--bits",
-            "4",
-            "--batch-size",
-            "3",
-            "--stop-words",
-            "</s>",
-            "###",
-            "--max-new-tokens",
-            "7",
-            "--seed",
-            "1",
-        )
-    )
-    (loaded,) = model.loaded
-    assert loaded == {"path": "folder/model", "device": "auto", "dtype": "fp16", "template": "vicuna", "bits": 4}
-    (call,) = model.calls
-    assert (call["batch_size"], call["max_new_tokens"], call["stop"]) == (3, 7, ["</s>", "###"])
-    out = capsys.readouterr().out
-    assert "MMBench (" in out and "50.0" in out and "100.0% of 2 answers name an option" in out
-
-
-def test_a_test_split_is_written_for_submission(
-    model: FakeModel, tsv: Tsv, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    path = tsv({}, {}, without=("answer",))
-    choice.run(parse("m", "--data-path", str(path), "--work-dir", str(tmp_path / "out")))
-    (folder,) = (tmp_path / "out").iterdir()
-    assert (folder / "mmbench_result.xlsx").exists() and not (folder / "mmbench_result.json").exists()
-    assert "for submission" in capsys.readouterr().out
-    with pytest.raises(DataError, match="has no answers to score with"):
-        evaluate_choices(model.vlm, path, tmp_path / "out", model_name="m")
-
-
-def test_bad_rows_stop_the_command_before_the_model_is_loaded(model: FakeModel, tsv: Tsv, tmp_path: Path) -> None:
-    words = ("m", "--data-path", str(tsv({}, {"answer": "C"})), "--work-dir", str(tmp_path / "out"))
-    with pytest.raises(DataError, match="row 2: the answer 'C' is not among the options A, B"):
-        choice.run(parse(*words))
-    assert model.loaded == []
-    choice.run(parse(*words, "--skip-bad-rows"))
-    (folder,) = (tmp_path / "out").iterdir()
-    assert json.loads((folder / "bad_rows.json").read_text()) == [
-        {"row": 2, "reason": "the answer 'C' is not among the options A, B"},
-    ]
-
-
-def test_a_file_of_bad_rows_alone_is_refused(model: FakeModel, tsv: Tsv) -> None:
-    with pytest.raises(DataError, match="row 1: option A is empty"):
-        choice.run(parse("m", "--data-path", str(tsv({"A": ""})), "--skip-bad-rows"))
-
-
-def test_models_in_several_folders_get_a_hint(model: FakeModel, tsv: Tsv) -> None:
-    with pytest.raises(UserError, match="convert yours first"):
-        choice.run(parse("llm", "--llava", "llava", "--visual-encoder", "clip", "--data-path", str(tsv({}))))
-
-
-def test_a_work_dir_that_cannot_be_made_is_named(model: FakeModel, tsv: Tsv, tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot make a folder for the results"):
-        evaluate_choices(model.vlm, tsv({}), tmp_path / "file" / "out", model_name="m")

@@ -41,6 +41,12 @@ def test_quotes_line_breaks_and_a_byte_order_mark(tsv: Tsv) -> None:
     assert [(row.number, row.question) for row in rows] == [(1, 'He says "no"\nand\tleaves'), (2, "What is it?")]
 
 
+def test_empty_lines_before_the_names_are_none(tsv: Tsv) -> None:
+    path = tsv({}, {})
+    path.write_bytes(b"\n\n" + path.read_bytes())
+    assert [row.index for row in read_choices(path)[0]] == [1, 2]
+
+
 def test_columns_that_a_file_may_lack(tsv: Tsv) -> None:
     rows, _ = read_choices(tsv({}, without=("hint", "answer", "category", "C", "D")))
     assert (rows[0].answer, rows[0].category, rows[0].l2_category, rows[0].split) == (None, None, None, None)
@@ -81,6 +87,8 @@ def test_cells_larger_than_the_csv_module_likes(tsv: Tsv) -> None:
         ({"image": "aGVsbG8gd29ybGQsIHRoaXMgaXMgbm8gaW1hZ2U="}, "not an image"),
         ({"image": base64_png()[:60]}, "image"),
         ({"question": "What is in <image>?"}, "the text holds <image>"),
+        ({"question": ""}, "the question is empty"),
+        ({"question": " \t"}, "the question is empty"),
     ],
 )
 def test_a_bad_row_is_named(tsv: Tsv, row: dict[str, Any], reason: str) -> None:
@@ -107,6 +115,8 @@ def test_a_cycle_of_references_ends(tsv: Tsv) -> None:
         ([{}], {"more": ("A",)}, "a column name comes twice"),
         ([{}, {"index": 1}], {}, "row 2: the index 1 is already that of row 1"),
         ([{}, {"index": "two"}], {}, "row 2: the index 'two' is not a whole number"),
+        ([{}, {"index": "1" * 16}], {}, f"row 2: the index '{'1' * 16}' is not a whole number of at most 15 digits"),
+        ([{"index": "1" * 5000}], {}, "row 1: the index '1111"),
     ],
 )
 def test_a_bad_file_is_refused(tsv: Tsv, rows: list[dict[str, Any]], settings: dict[str, Any], reason: str) -> None:
@@ -122,7 +132,10 @@ def test_a_bad_file_is_refused(tsv: Tsv, rows: list[dict[str, Any]], settings: d
         (b"index,question,A,image\n1,what,cat,xyz\n", "no column 'index'"),
         (b"index\tquestion\tA\timage\n1\twhat\n", "row 1: 2 cells, but 4 columns"),
         (b'index\tquestion\tA\timage\n1\t"what\tcat\tx\n2\twhat\tcat\tx\n', "row 1: broken quotes"),
-        (b"index\tquestion\tA\timage\n1\twh\xe9t\tcat\tx\n", "not UTF-8"),
+        (b"index\tquestion\tA\timage\n1\twh\xe9t\tcat\tx\n", "not UTF-8 (invalid continuation byte); save it as UTF-8"),
+        ("index\tquestion\tA\timage\n1\twhat\tcat\tx\n".encode("utf-16"), "not UTF-8"),
+        (b'index\tquestion\tA\timage\n1\t"Hi" she said\tcat\tx\n', "a cell that begins with a quotation mark"),
+        (b"\n\n", "the file is empty"),
     ],
 )
 def test_a_file_that_is_no_tsv_is_refused(tmp_path: Path, content: bytes, reason: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from sightline.errors import ModelError
 from sightline.model.load import load
 from sightline.model.save import save
 from sightline.model.tune import merge_adapters
+from sightline.prompt.prompter import template_named
 from sightline.prompt.templates import TEMPLATES
 from sightline.types import Message, Text
 
@@ -154,6 +156,19 @@ def test_the_name_of_a_template_is_no_more_than_a_hint(tmp_path: Path) -> None:
         assert load(saved, device="cpu").prompter.template.name == template
     again = save(load(saved, device="cpu", template="qwen_chat"), tmp_path / "again")
     assert read(again, "tokenizer_config.json")["prompt_template"] == "qwen_chat"
+
+
+@pytest.mark.parametrize("system", ["", "You see."])
+def test_the_system_prompt_of_a_recipe_comes_along(tmp_path: Path, system: str) -> None:
+    tiny.make_llm(tmp_path / "llm", num_hidden_layers=1)
+    vlm = built(tmp_path, "vicuna")
+    vlm = replace(vlm, prompter=replace(vlm.prompter, template=template_named("vicuna", system=system)))
+    saved = save(vlm, tmp_path / "saved")
+    loaded = load(saved, device="cpu").prompter
+    assert (loaded.template.name, loaded.template.default_system) == ("vicuna", system)
+    assert loaded.tokenizer.decode(loaded.encode([Message("user", (Text("Hi"),))]).ids) == (
+        f"<s>{system + ' ' if system else ''}USER: Hi ASSISTANT:"
+    )
 
 
 def test_the_end_of_a_template_ends_an_answer(tmp_path: Path) -> None:

@@ -128,3 +128,9 @@ def test_bins_with_the_same_end_are_one_bar() -> None:
 def test_empty_bins_have_no_height() -> None:
     svg = histogram_chart([(1, 0), (2, 0)], name="lengths", x_name="tokens")
     assert re.findall(r'class="bar".*?height="(.*?)"', svg) == ["0", "0"]
+
+
+def test_more_bins_than_units_are_all_drawn() -> None:
+    svg = histogram_chart([(end, 1) for end in range(1, 1001)], name="lengths", x_name="tokens")
+    widths = [float(width) for width in re.findall(r'class="bar"[^>]*width="(.*?)"', svg)]
+    assert len(widths) == 1000 and min(widths) > 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -31,6 +32,11 @@ def test_linear_and_constant_by_hand() -> None:
     assert course(6, warmup_ratio=0.3, schedule="constant") == pytest.approx([0.5, 1.0, 1.0, 1.0, 1.0, 1.0])
 
 
+def test_warmup_stable_decay_by_hand() -> None:
+    # The last 0.3 * 10 = 3 steps fall along a line that would reach zero behind the last one.
+    assert course(10, warmup_ratio=0.2, schedule="wsd") == pytest.approx([0.5, *[1.0] * 7, 2 / 3, 1 / 3])
+
+
 def test_no_warmup_begins_at_the_top() -> None:
     assert course(4, warmup_ratio=0, schedule="linear") == pytest.approx([1.0, 0.75, 0.5, 0.25])
     assert course(1, warmup_ratio=0) == [1.0]
@@ -41,7 +47,7 @@ def test_nothing_but_warmup() -> None:
     assert course(1, warmup_ratio=1.0) == [1.0]
 
 
-@pytest.mark.parametrize("schedule", ["cosine", "linear", "constant"])
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "constant", "wsd"])
 @pytest.mark.parametrize("warmup", [0.0, 0.03, 0.5, 0.999, 1.0])
 @pytest.mark.parametrize("num_steps", [1, 2, 3, 33, 1000])
 def test_every_step_moves_and_none_exceeds_the_top(schedule: str, warmup: float, num_steps: int) -> None:
@@ -104,3 +110,57 @@ def test_the_first_steps_of_adamw_by_hand() -> None:
 def test_a_group_of_vectors_only_makes_one_row() -> None:
     optimizer = make_optimizer([Group("llm", (nn.Parameter(torch.zeros(3)),), 1.0)], OptimRecipe(lr=1.0))
     assert [(row["name"], len(row["params"])) for row in optimizer.param_groups] == [("llm", 1)]
+
+
+class Network(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.linear, self.norm = nn.Embedding(5, 3), nn.Linear(3, 4), nn.LayerNorm(4)
+
+
+def stepped(optimizers: list[torch.optim.Optimizer], network: nn.Module, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in network.parameters():
+        parameter.grad = torch.randn(parameter.shape, generator=generator)
+    for optimizer in optimizers:
+        optimizer.step()
+
+
+def with_muon(network: Network) -> torch.optim.Optimizer:
+    group = Group("llm", tuple(network.parameters()), 0.02, frozenset({id(network.table.weight)}))
+    return make_optimizer([group], OptimRecipe(lr=0.02, optimizer="muon", weight_decay=0.1, betas=(0.9, 0.98)))
+
+
+def test_muon_moves_the_matrices_and_adamw_the_rest() -> None:
+    """Against torch's own two optimisers, with a rate that changes on the way."""
+    torch.manual_seed(0)
+    ours, theirs = Network(), Network()
+    theirs.load_state_dict(ours.state_dict())
+    optimizer = with_muon(ours)
+    vectors = [theirs.linear.bias, *theirs.norm.parameters()]
+    muon = torch.optim.Muon([theirs.linear.weight], lr=0.02, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+    rows = [{"params": [theirs.table.weight], "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
+    adamw = torch.optim.AdamW(rows, lr=0.02, betas=(0.9, 0.98))
+    for step, scale in enumerate((1.0, 0.5, 0.25)):
+        assert set_rates(optimizer, scale) == pytest.approx({"llm": 0.02 * scale})
+        for row in [*muon.param_groups, *adamw.param_groups]:
+            row["lr"] = 0.02 * scale
+        stepped([optimizer], ours, step)
+        stepped([muon, adamw], theirs, step)
+    for name, parameter in theirs.named_parameters():
+        torch.testing.assert_close(ours.get_parameter(name), parameter, rtol=1e-5, atol=1e-6)
+
+
+def test_muon_goes_on_from_its_state(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    one, two = Network(), Network()
+    first = with_muon(one)
+    stepped([first], one, 0)
+    torch.save(first.state_dict(), tmp_path / "state.pt")
+    two.load_state_dict(one.state_dict())
+    second = with_muon(two)
+    second.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    for network, optimizer in ((one, first), (two, second)):
+        set_rates(optimizer, 0.5)
+        stepped([optimizer], network, 1)
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from sightline.errors import DataError
+from sightline.errors import DataError, UserError
 from sightline.train.curves import summary
 from sightline.train.report import DataView, RunView, Sample, Score, ScoreRow, read_run, write_report
 
@@ -202,5 +202,45 @@ def test_a_run_folder_is_read_as_it_is(tmp_path: Path) -> None:
     assert run.facts == {"versions.torch": "2.13", "seed": "42", "gpus": "[1, 2]", "data.fingerprint": "abc"}
     assert run.data == DataView("my_run", 10, 8, 900, 90, [(64, 6), (128, 4)], {"bad rows": "1"})
     (folder / "run.json").write_text('{"seed": ')
-    with pytest.raises(DataError, match=r"run\.json: not a JSON object"):
+    with pytest.raises(DataError, match=r"run\.json: not what a run writes"):
         read_run(folder)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"5",
+        b"null",
+        b"\xff\xfe",
+        b'{"data": 5}',
+        b'{"data": {"rows": null}}',
+        b'{"data": {"rows": "many"}}',
+        b'{"data": {"rows": 1}, "lengths": null}',
+        b'{"data": {"rows": 1}, "lengths": [1]}',
+    ],
+)
+def test_a_damaged_run_json_is_named(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "run.json").write_bytes(content)
+    with pytest.raises(DataError, match=r"run\.json: not what a run writes"):
+        read_run(tmp_path)
+
+
+def test_a_damaged_recipe_and_a_folder_that_is_none_are_named(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_bytes(b"llm: \xe9")
+    with pytest.raises(DataError, match=r"recipe\.yaml: not UTF-8"):
+        read_run(tmp_path)
+    with pytest.raises(DataError, match=r"no run folder .*nowhere"):
+        read_run(tmp_path / "nowhere")
+
+
+def test_names_that_are_no_unicode_are_written_as_escapes(tmp_path: Path) -> None:
+    path = write_report(tmp_path / "report.html", title="run \udce9 & more")
+    assert Page(path.read_text("utf-8")).text.count("run \\udce9 & more") == 2
+
+
+def test_a_page_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    for path in (tmp_path / "nowhere" / "report.html", tmp_path / "folder"):
+        with pytest.raises(UserError, match=f"cannot write the report {re.escape(str(path))}"):
+            write_report(path, title="x")
+    assert [file.name for file in tmp_path.iterdir()] == ["folder"]

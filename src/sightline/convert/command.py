@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from pathlib import Path
 
 
@@ -15,8 +16,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     pth.add_argument(
         "--save-format", choices=["huggingface"], default="huggingface", help="the layout (default: %(default)s)"
     )
-    pth.add_argument("--fp32", action="store_true", help="keep 32-bit weights (default: the number format of training)")
-    pth.add_argument("--max-shard-size", default="5GB", help="size of a weights file (default: %(default)s)")
+    pth.add_argument("--fp32", action="store_true", help="keep 32-bit weights (default: engine.dtype of the recipe)")
+    pth.add_argument("--max-shard-size", type=_size, default="5GB", help="of a weights file (default: %(default)s)")
     pth.add_argument("--cfg-options", nargs="+", default=[], metavar="key=value", help="values of the recipe to change")
 
 
@@ -31,3 +32,10 @@ def run(args: argparse.Namespace) -> None:
         recipe, Path(args.checkpoint), Path(args.out), fp32=args.fp32, max_shard_size=args.max_shard_size
     )
     print(folder)
+
+
+def _size(text: str) -> str:
+    """A type of argparse: a size as huggingface_hub takes it."""
+    if not re.fullmatch(r"\d+(\.\d+)?[KMGT]B", text, re.IGNORECASE):
+        raise argparse.ArgumentTypeError(f"{text!r} is no size such as 500MB or 5GB")
+    return text

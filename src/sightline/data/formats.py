@@ -28,7 +28,7 @@ def to_conversation(row: Row, origin: str, images_folder: str | Path | None) -> 
         paths = _image_paths(row)
         folder = str(images_folder) if images_folder is not None else None
         if paths and folder is None:
-            raise DataError("the row has an image, but no folder of images is given (data.N.images)")
+            raise DataError("the row has an image, but no folder of images is given (data.N.images, or --image-folder)")
         images = [ImageRef(path, folder) for path in paths]
         places = sum(value.count(IMAGE) for _, value in turns)
         if places != len(images):

@@ -23,6 +23,7 @@ class Plan:
     epochs: float
     seed: int
     max_steps: int | None = None
+    shuffle: bool = True
 
     @property
     def steps_per_epoch(self) -> int:
@@ -36,7 +37,9 @@ class Plan:
     def samples(self, step: int) -> np.ndarray:
         """The samples of a step; within an epoch each one comes once, so its last step may be smaller."""
         epoch, within = divmod(step, self.steps_per_epoch)
-        order = np.random.Generator(np.random.PCG64([self.seed, epoch])).permutation(len(self.tokens))
+        order = np.arange(len(self.tokens))
+        if self.shuffle:
+            order = np.random.Generator(np.random.PCG64([self.seed, epoch])).permutation(len(self.tokens))
         return order[within * self.global_batch : (within + 1) * self.global_batch]
 
     def packs(self, step: int, *, rank: int, world: int, budget: int) -> list[Pack]:

@@ -114,6 +114,8 @@ def _array(path: Path, content: mmap.mmap | bytes, start: int) -> list[tuple[int
         except json.JSONDecodeError as error:
             advance(min(error.pos, len(text)))
             raise broken(f"broken JSON ({error.msg})") from None
+        except (ValueError, RecursionError) as error:
+            raise broken(f"JSON that cannot be read ({error})") from None
         first = byte
         spans.append((first, advance(end)))
         advance(_skip(text, at))
@@ -153,6 +155,9 @@ def _lines(path: Path, content: mmap.mmap | bytes) -> list[tuple[int, int]]:
                     _refuse_object(path, content)
                 byte = start + len(error.doc[: error.pos].encode()) + len(_BOM) * line.startswith(_BOM)
                 raise DataError(f"{path}: broken JSON ({error.msg}) at byte {byte}, in row {len(spans) + 1}") from None
+            except (ValueError, RecursionError) as error:
+                where = f"at byte {start}, in row {len(spans) + 1}"
+                raise DataError(f"{path}: JSON that cannot be read ({error}) {where}") from None
             spans.append((start, end))
         start = end + 1
     return spans

@@ -51,14 +51,14 @@ class Schedules:
 
 
 FULL = Schedules(
-    llm=Schedule(steps=400, batch=16, muon_lr=4e-3, adam_lr=4e-3),
+    llm=Schedule(steps=150, batch=16, muon_lr=4e-3, adam_lr=4e-3),
     tower=Schedule(steps=200, batch=128, muon_lr=3e-3, adam_lr=2e-3),
     pictures=8000,
 )
 QUICK = Schedules(
-    llm=Schedule(steps=80, batch=16, muon_lr=4e-3, adam_lr=4e-3),
+    llm=Schedule(steps=60, batch=16, muon_lr=4e-3, adam_lr=4e-3),
     tower=Schedule(steps=60, batch=128, muon_lr=3e-3, adam_lr=2e-3),
-    pictures=3000,
+    pictures=2000,
 )
 
 

@@ -1,4 +1,4 @@
-"""What the demo's pictures show: up to three coloured shapes at places of a 3 x 3 grid; drawn, boxed, described."""
+"""What the demo's pictures show: up to four coloured shapes at places of a 3 x 3 grid; drawn, boxed, described."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ COLOURS = {
     "black": (35, 35, 35),
 }
 SHAPES = ("circle", "square", "triangle", "cross")
-PLACES = ("top left", "top", "top right", "left", "centre", "right", "bottom left", "bottom", "bottom right")
+PLACES = ("northwest", "north", "northeast", "west", "centre", "east", "southwest", "south", "southeast")
+"""As on a map, and a single token each: `top left` has to be told from both `top` and `left`."""
 
 SIZES = {
     "square": ((56, 56), (72, 72), (96, 96), (112, 112)),
@@ -29,6 +30,9 @@ SIZES = {
 
 EXTENT = 0.22
 """Width and height of a shape as a share of the picture's longer side."""
+
+NUMBER_SHARES = (0.1, 0.35, 0.35, 0.2)
+"""How often a scene has one thing, two, three and four. With a single one nothing need be looked up to answer."""
 
 HELD_OUT_SHARE = 8
 """One combination in so many is kept for the questions that training never sees."""
@@ -72,8 +76,8 @@ class Scene:
 
 
 def draw_scene(rng: np.random.Generator, *, held_out: bool = False) -> Scene:
-    """A random scene of training or of evaluation; 1, 2 and 3 things are equally frequent, equal ones are common."""
-    number = int(rng.integers(1, 4))
+    """A random scene of training or of evaluation; equal colours and equal shapes are common."""
+    number = int(rng.choice(len(NUMBER_SHARES), p=NUMBER_SHARES)) + 1
     while True:
         places = sorted(rng.choice(len(PLACES), number, replace=False).tolist())
         colours = _some(rng, tuple(COLOURS), number)
@@ -143,7 +147,7 @@ def box_of(thing: Thing, form: str) -> str:
 
 def caption(scene: Scene) -> str:
     """The scene in a sentence; things in reading order, so that there is one right answer."""
-    return listing([f"a {thing.name} at the {PLACES[thing.place]}" for thing in scene.things]).capitalize() + "."
+    return listing([f"a {thing.name} in the {PLACES[thing.place]}" for thing in scene.things]).capitalize() + "."
 
 
 def listing(phrases: Sequence[str]) -> str:

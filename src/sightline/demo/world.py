@@ -21,13 +21,19 @@ Row = dict[str, Any]
 CIRCLE = 1_000_000
 """MMBench adds this to the index each time it asks a question again with its options in another order."""
 
-CHOICE_SHARE = 0.25
-"""How often a question that can be put as multiple choice is."""
+CHOICE_SHARE = 0.5
+"""How often a question that can be put as multiple choice is, once there are such questions."""
 
-WEIGHTS = {kind: 0.3 if kind in ("describe", "box") else 1.0 for kind in ONE}
-"""How often each kind of question is asked; those with long answers have many targets anyway."""
+OPEN_SHARE = 0.3
+"""So much of the fine-tuning file has no multiple choice: first to find the answer, then its letter."""
 
-HINT = "Hint: every picture shows one, two or three shapes."
+WEIGHTS = {"describe": 0.3, "what": 2, "colour": 3, "shape": 0.5, "count": 0.4, "where": 1.5, "box": 0.2}
+"""How often each kind of question is asked: those that take long to learn more often than the others."""
+
+OPTIONS = (2, 2, 3, 4)
+"""Numbers of options of a multiple-choice question; letters are learned from questions with two."""
+
+HINT = "Hint: every picture shows one to four shapes."
 
 CATEGORIES = {
     "what": ("object_localization", "finegrained_perception (instance-level)"),
@@ -66,8 +72,8 @@ class Amounts:
     circles: int
 
 
-FULL = Amounts(pretrain=2400, finetune=5600, heldout=48, circles=100)
-QUICK = Amounts(pretrain=600, finetune=1200, heldout=20, circles=20)
+FULL = Amounts(pretrain=2400, finetune=12000, heldout=48, circles=100)
+QUICK = Amounts(pretrain=600, finetune=2600, heldout=20, circles=20)
 
 
 def draw_world(folder: Path, *, seed: int, quick: bool) -> World:
@@ -131,31 +137,36 @@ def _pretrain_rows(album: Album, rng: np.random.Generator, number: int) -> Itera
 def _finetune_rows(album: Album, rng: np.random.Generator, number: int) -> Iterator[Row]:
     for at in range(number):
         scene, sort = draw_scene(rng), rng.random()
+        choices = CHOICE_SHARE if at >= OPEN_SHARE * number else 0.0
         row: Row = {"id": f"finetune-{at}"}
         if sort < 0.04:
-            turns = conversation([scene], rng, turns=4)
+            turns = conversation([scene], rng, turns=4, choices=choices)
             turns[0]["value"] = f"{in_words(scene, rng)}\n{turns[0]['value']}"
         elif sort < 0.16:
             scenes = [scene, draw_scene(rng)]
             row["image"] = [album.add(each, rng) for each in scenes]
-            turns = conversation(scenes, rng, turns=4)
+            turns = conversation(scenes, rng, turns=4, choices=choices)
             turns[0]["value"] = f"<image>\n<image>\n{turns[0]['value']}"
         else:
             row["image"] = album.add(scene, rng)
-            turns = conversation([scene], rng, turns=int(rng.integers(5, 10)))
+            turns = conversation([scene], rng, turns=int(rng.integers(5, 10)), choices=choices)
             turns[0]["value"] = f"<image>\n{turns[0]['value']}"
         yield row | {"conversations": turns}
 
 
-def conversation(scenes: Sequence[Scene], rng: np.random.Generator, *, turns: int) -> list[dict[str, str]]:
-    """Up to so many questions about one or two pictures, no two the same; many are multiple choice."""
+def conversation(
+    scenes: Sequence[Scene], rng: np.random.Generator, *, turns: int, choices: float
+) -> list[dict[str, str]]:
+    """Up to so many questions about one or two pictures, no two the same; a share of them multiple choice."""
     result: dict[str, list[dict[str, str]]] = {}
-    for _ in range(4 * turns):
+    tries = 0
+    while len(result) < turns and (tries < 4 * turns or not result):
+        tries += 1
         asked = _ask(scenes, rng)
-        if asked is None or asked.question in result or len(result) == turns:
+        if asked is None or asked.question in result:
             continue
-        if asked.others and rng.random() < CHOICE_SHARE:
-            options, right = with_options(asked, rng, number=4 if rng.random() < 0.7 else 3)
+        if asked.others and rng.random() < choices:
+            options, right = with_options(asked, rng, number=int(rng.choice(OPTIONS)))
             hint = HINT if rng.random() < 0.15 else ""
             result[asked.question] = _turn(choice_prompt(asked.question, options, hint), "ABCD"[right])
         else:
@@ -195,7 +206,7 @@ def _write_mmbench(path: Path, album: Album, rng: np.random.Generator, circles: 
     for index in range(circles):
         kind = list(CATEGORIES)[index % len(CATEGORIES)]
         scenes, asked = _held_out(kind, rng)
-        options, right = with_options(asked, rng, number=4 if rng.random() < 0.7 else 3)
+        options, right = with_options(asked, rng, number=int(rng.choice(OPTIONS)))
         picture = base64.b64encode((album.images / album.add(scenes[0], rng)).read_bytes()).decode()
         hint = HINT if rng.random() < 0.15 else ""
         for shift in range(len(options)):

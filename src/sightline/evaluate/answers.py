@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 
 from sightline.errors import DataError
 from sightline.evaluate.command import model_arguments, model_settings, positive, work_dir_of
-from sightline.evaluate.run import answer, fingerprint_of, start_folder
-from sightline.evaluate.save import save_json, show
+from sightline.evaluate.run import answer, fingerprint_of, start_folder, unaskable
+from sightline.evaluate.save import save_json, score_json, show
 from sightline.evaluate.task import Answered, Question, Score, Share
 from sightline.model.flags import load_model
-from sightline.runtime import console, seed_everything
+from sightline.runtime import say, seed_everything
 from sightline.types import IMAGE, ImageRef, Message
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def read_questions(
 ) -> list[Question]:
     """Every assistant turn as a question, after the true answers of the turns before it; at most the first `limit`.
 
-    All rows and images are checked. Raises DataError naming the file and the row.
+    The rows and images of these questions are checked. Raises DataError naming the file and the row.
     """
     questions: list[Question] = []
     for question in _questions(data_path, image_folder, blank_images):
@@ -69,7 +69,7 @@ def score_answers(answered: Sequence[Answered]) -> Score:
     """Exact matches, in all and by category."""
     by_category: dict[str, list[bool]] = {}
     for each in answered:
-        by_category.setdefault(str(each.question.meta["category"]), []).append(each.right)
+        by_category.setdefault(each.question.category, []).append(each.right)
     return Score(
         name="exact",
         overall=Share(sum(each.right for each in answered), len(answered)),
@@ -87,11 +87,11 @@ def evaluate_answers(
     batch_size: int = 16,
     max_new_tokens: int = 64,
     stop: Sequence[str] = (),
-    folder: Path | None = None,
 ) -> AnswersResult:
-    """Ask a model the questions of a file; with a folder, answers are kept there and gone on from."""
+    """Ask a model the questions of a file; nothing is written."""
     questions = read_questions(data_path, image_folder, blank_images=blank_images, limit=limit)
-    texts = answer(vlm, questions, batch_size=batch_size, max_new_tokens=max_new_tokens, stop=stop, folder=folder)
+    _check(vlm, questions, max_new_tokens)
+    texts = answer(vlm, questions, batch_size=batch_size, max_new_tokens=max_new_tokens, stop=stop)
     return to_result(questions, texts)
 
 
@@ -99,6 +99,12 @@ def to_result(questions: Sequence[Question], texts: Sequence[str]) -> AnswersRes
     """Questions with their answers -> score and report."""
     answered = [Answered(question, text) for question, text in zip(questions, texts, strict=True)]
     return AnswersResult(score_answers(answered), tuple(map(_to_row, answered)))
+
+
+def _check(vlm: VLM, questions: Sequence[Question], max_new_tokens: int) -> None:
+    if reasons := unaskable(vlm, questions, max_new_tokens=max_new_tokens):
+        number = min(reasons)
+        raise DataError(f"{questions[number].origin}: {reasons[number]}")
 
 
 def _questions(data_path: str | Path, image_folder: str | Path | None, blank_images: bool) -> Iterator[Question]:
@@ -112,6 +118,7 @@ def _questions(data_path: str | Path, image_folder: str | Path | None, blank_ima
     for number in range(len(rows)):
         row = rows[number]
         origin = rows.origin(number)
+        category = row.get("category")
         conversation = to_conversation(row, origin, image_folder)
         for image in conversation.images:
             if image not in sizes:
@@ -131,7 +138,8 @@ def _questions(data_path: str | Path, image_folder: str | Path | None, blank_ima
                     id=f"{conversation.id or f'row {number + 1}'}/{turn}",
                     messages=messages[:at],
                     truth=message.text,
-                    meta={"category": row.get("category", "all"), "origin": origin},
+                    category="all" if category is None else str(category),
+                    origin=origin,
                 )
 
 
@@ -153,7 +161,7 @@ def _to_row(answered: Answered) -> AnswerRow:
     asked: Message = question.messages[-1]
     return AnswerRow(
         id=question.id,
-        category=str(question.meta["category"]),
+        category=question.category,
         images=tuple(image for message in question.messages for image in message.images),
         question=asked.text.replace(IMAGE, "").strip(),
         answer=answered.answer.strip(),
@@ -163,8 +171,6 @@ def _to_row(answered: Answered) -> AnswerRow:
 
 
 def _to_json(result: AnswersResult) -> dict[str, object]:
-    score = result.score
-    shares = {"Average": score.overall, **score.table}
     rows = [
         {
             "id": row.id,
@@ -177,14 +183,7 @@ def _to_json(result: AnswersResult) -> dict[str, object]:
         }
         for row in result.answers
     ]
-    return {
-        **{name: share.value for name, share in shares.items()},
-        "details": {
-            "half_width_95": {name: share.half_width for name, share in shares.items()},
-            "questions": {name: share.total for name, share in shares.items()},
-        },
-        "answers": rows,
-    }
+    return {**score_json(result.score), "answers": rows}
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -202,12 +201,14 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Ask every question of a LLaVA JSON file and count the answers that are word for word right.
 
-    An optional field `category` of a row names its line in the table. Writes args.json and answers_result.json into a
-    new folder DIR/<time>. A run that was cut off goes on where it stopped when it is started again.
+    An optional field `category` of a row names its line in the table. Writes args.json, answers.jsonl and
+    answers_result.json into a new folder DIR/<time>. A run that was cut off goes on where it stopped when it is
+    started again.
     """
     questions = read_questions(args.data_path, args.image_folder, blank_images=args.blank_images, limit=args.limit)
     seed_everything(args.seed)
     vlm = load_model(args)
+    _check(vlm, questions, args.max_new_tokens)
     settings = {
         **model_settings(args),
         "data_path": str(args.data_path),
@@ -216,8 +217,9 @@ def run(args: argparse.Namespace) -> None:
         "limit": args.limit,
     }
     same = fingerprint_of(vlm, questions, settings)
-    folder = start_folder(work_dir_of(args), {**settings, "batch_size": args.batch_size}, same, last_file=RESULT_JSON)
-    console.print(f"{len(questions)} questions of {args.data_path}; results go to {folder}", soft_wrap=True)
+    more = {"batch_size": args.batch_size, "device": str(vlm.device)}
+    folder = start_folder(work_dir_of(args), settings | more, same, last_file=RESULT_JSON)
+    say(f"{len(questions)} questions of {args.data_path}; results go to {folder}")
     budget = {"batch_size": args.batch_size, "max_new_tokens": args.max_new_tokens}
     texts = answer(vlm, questions, **budget, stop=args.stop_words, folder=folder)
     result = to_result(questions, texts)

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sightline.errors import DataError
-from sightline.evaluate.choice_rows import CIRCLE, Choice, read_choices, refuse
+from sightline.evaluate.choice_rows import CIRCLE, BadRow, Choice, read_choices, refuse
 from sightline.evaluate.command import model_arguments, model_settings, work_dir_of
 from sightline.evaluate.letters import option_letter
-from sightline.evaluate.run import answer, fingerprint_of, start_folder
-from sightline.evaluate.save import save_json, save_xlsx, show
+from sightline.evaluate.run import answer, fingerprint_of, start_folder, unaskable
+from sightline.evaluate.save import save_json, save_xlsx, score_json, show
 from sightline.evaluate.task import Question, Score, Share
 from sightline.model.flags import load_model
-from sightline.runtime import console, seed_everything
+from sightline.runtime import say, seed_everything
 from sightline.types import ImageRef, ask
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ SHORT_NAMES = {
 }
 INSTRUCTION = "Answer with the option's letter from the given choices directly."
 INSTRUCTION_ZH = "请直接回答选项字母。"
-RESULT_XLSX, RESULT_JSON = "mmbench_result.xlsx", "mmbench_result.json"
+RESULT_XLSX, RESULT_JSON, BAD_ROWS = "mmbench_result.xlsx", "mmbench_result.json", "bad_rows.json"
 
 
 def to_question(row: Choice) -> Question:
@@ -49,7 +49,7 @@ def to_question(row: Choice) -> Question:
     text = f"{hint}{row.question}\n{options}"
     instruction = INSTRUCTION_ZH if any("\u4e00" <= char <= "\u9fff" for char in text) else INSTRUCTION
     message = ask(text + instruction, [ImageRef(row.image)])
-    return Question(str(row.index), (message,), row.answer, {"row": row.number})
+    return Question(str(row.index), (message,), row.answer)
 
 
 def score_choices(rows: Sequence[Choice], predictions: Sequence[str]) -> Score:
@@ -71,13 +71,12 @@ def score_choices(rows: Sequence[Choice], predictions: Sequence[str]) -> Score:
         hits.append(all(letter == row.answer for row, letter in circle))
         category = first.category if first.l2_category is None else first.l2_category
         if category is not None:
-            by_category.setdefault(category, []).append(hits[-1])
+            by_category.setdefault(SHORT_NAMES.get(category, category) or "(none)", []).append(hits[-1])
     letters = [(row, letter) for circle in circles.values() for row, letter in circle]
-    names = {category: SHORT_NAMES.get(category, category) or "(none)" for category in sorted(by_category)}
     return Score(
         name="circular" if len(circles) < len(rows) else "accuracy",
         overall=Share(sum(hits), len(hits)),
-        table={name: Share(sum(by_category[key]), len(by_category[key])) for key, name in names.items()},
+        table={name: Share(sum(right), len(right)) for name, right in sorted(by_category.items())},
         parsed=Share(sum(letter is not None for _, letter in letters), len(letters)).value,
         # The rows of a circle repeat one question, so only the circles count as independent.
         vanilla=Share(sum(letter == row.answer for row, letter in letters), len(letters), independent=len(circles)),
@@ -97,6 +96,8 @@ def evaluate_choices(
     """Ask all questions of a TSV that has answers, write the results below `work_dir` and score them."""
     rows, bad = read_choices(data_path)
     refuse(data_path, bad)
+    _, bad = fitting(vlm, rows, max_new_tokens)
+    refuse(data_path, bad)
     if rows[0].answer is None:
         raise DataError(f"{data_path} has no answers to score with; `sightline mmbench` writes it for submission")
     settings = {
@@ -113,6 +114,13 @@ def evaluate_choices(
     return score
 
 
+def fitting(vlm: VLM, rows: Sequence[Choice], max_new_tokens: int) -> tuple[list[Choice], list[BadRow]]:
+    """The rows that a model can be asked, and those that it cannot."""
+    reasons = unaskable(vlm, [to_question(row) for row in rows], max_new_tokens=max_new_tokens)
+    good = [row for number, row in enumerate(rows) if number not in reasons]
+    return good, [BadRow(rows[number].number, reason) for number, reason in reasons.items()]
+
+
 def answer_choices(
     vlm: VLM,
     rows: Sequence[Choice],
@@ -126,26 +134,27 @@ def answer_choices(
     """The folder of the run, and what the model says to each row."""
     questions = [to_question(row) for row in rows]
     same = fingerprint_of(vlm, questions, settings)
-    folder = start_folder(work_dir, {**settings, "batch_size": batch_size}, same, last_file=RESULT_XLSX)
-    console.print(f"{len(rows)} rows of {settings['data_path']}; results go to {folder}", soft_wrap=True)
+    more = {"batch_size": batch_size, "device": str(vlm.device)}
+    folder = start_folder(work_dir, {**settings, **more}, same, last_file=RESULT_XLSX)
+    say(f"{len(rows)} rows of {settings['data_path']}; results go to {folder}")
     answers = answer(vlm, questions, batch_size=batch_size, max_new_tokens=max_new_tokens, stop=stop, folder=folder)
     return folder, answers
 
 
-def save_results(folder: Path, rows: Sequence[Choice], predictions: Sequence[str], score: Score | None) -> None:
+def save_results(
+    folder: Path, rows: Sequence[Choice], predictions: Sequence[str], score: Score | None, *, left_out: int = 0
+) -> None:
     """Write `mmbench_result.json` (where there is a score) and, last, `mmbench_result.xlsx`."""
     if score is not None:
-        shares = {"Average": score.overall, **score.table}
-        details = {
+        result = score_json(score)
+        result["details"] |= {
             "score": score.name,
-            "half_width_95": {name: share.half_width for name, share in shares.items()},
-            "questions": {name: share.total for name, share in shares.items()},
             "vanilla": score.vanilla.value if score.vanilla else None,
             "rows": len(rows),
+            "rows_left_out": left_out,
             "parsed": score.parsed,
         }
-        values = {name: share.value for name, share in shares.items()}
-        save_json(folder / RESULT_JSON, {**values, "details": details})
+        save_json(folder / RESULT_JSON, result)
     columns, table = _spreadsheet(rows, predictions)
     save_xlsx(folder / RESULT_XLSX, columns, table)
 
@@ -180,7 +189,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--skip-bad-rows",
         action="store_true",
-        help="leave rows out that cannot be used, and list them in bad_rows.json",
+        help=f"leave rows out that cannot be used, and list them in {BAD_ROWS}",
     )
     model_arguments(parser, max_new_tokens=100)
 
@@ -188,21 +197,28 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Answer a multiple-choice TSV (MMBench, CCBench) and score it with the circular rule.
 
-    Writes args.json, mmbench_result.xlsx and, where the file has answers, mmbench_result.json into a new folder
-    DIR/<time>. A run that was cut off goes on where it stopped when it is started again.
+    Writes args.json, answers.jsonl, mmbench_result.xlsx and, where the file has answers, mmbench_result.json into a new
+    folder DIR/<time>. A run that was cut off goes on where it stopped when it is started again.
     """
     rows, bad = read_choices(args.data_path)
     if not args.skip_bad_rows or not rows:
         refuse(args.data_path, bad)
     seed_everything(args.seed)
     vlm = load_model(args)
+    rows, unfit = fitting(vlm, rows, args.max_new_tokens)
+    bad = sorted([*bad, *unfit], key=lambda row: row.number)
+    if not args.skip_bad_rows or not rows:
+        refuse(args.data_path, bad)
+    if bad:
+        rows_are = "1 row cannot be used and is" if len(bad) == 1 else f"{len(bad)} rows cannot be used and are"
+        say(f"{rows_are} left out; {BAD_ROWS} will name them")
     settings = {**model_settings(args), "data_path": str(args.data_path)}
     budget = {"batch_size": args.batch_size, "max_new_tokens": args.max_new_tokens}
     folder, predictions = answer_choices(vlm, rows, work_dir_of(args), settings, **budget, stop=args.stop_words)
     if bad:
-        save_json(folder / "bad_rows.json", [{"row": row.number, "reason": row.reason} for row in bad])
+        save_json(folder / BAD_ROWS, [{"row": row.number, "reason": row.reason} for row in bad])
     score = score_choices(rows, predictions) if rows[0].answer is not None else None
-    save_results(folder, rows, predictions, score)
+    save_results(folder, rows, predictions, score, left_out=len(bad))
     if score is None:
         print(f"All done! The file has no answers: {folder / RESULT_XLSX} is for submission to MMBench's server.")
         return

@@ -17,8 +17,8 @@ Cells = dict[str, str]
 CIRCLE = 1_000_000
 """Rows whose indices agree modulo this ask the same question with its options in another order."""
 
-_REFERENCE_LENGTH = 16
-"""An image cell shorter than this is the index of the row that holds the image."""
+_MOST_DIGITS = 15
+"""Of an index: spreadsheets keep no more, and no image is so short, which tells an index in its place from one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +93,7 @@ def _rows(path: Path) -> Iterator[Cells]:
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file, delimiter="\t", strict=True)
-            names = next(reader, None)
+            names = next((cells for cells in reader if cells), None)
             if names is None:
                 raise DataError(f"{path}: the file is empty")
             if len(set(names)) < len(names):
@@ -107,10 +107,14 @@ def _rows(path: Path) -> Iterator[Cells]:
                     raise DataError(f"{path}: row {number}: {found}; is the file tab-separated?")
                 yield dict(zip(names, cells, strict=True))
     except UnicodeDecodeError as error:
-        raise DataError(f"{path}: after row {number}: the file is not UTF-8 ({error.reason})") from error
+        raise DataError(
+            f"{path}: after row {number}: the file is not UTF-8 ({error.reason}); save it as UTF-8"
+        ) from error
     except csv.Error as error:
-        where = f"{path}: row {number + 1}"
-        raise DataError(f"{where}: broken quotes ({error}); the file is damaged or was cut off") from error
+        raise DataError(
+            f"{path}: row {number + 1}: broken quotes ({error}): a cell that begins with a quotation mark ends with "
+            f"one, and those inside are doubled; mend it, or copy the file again if it was cut off"
+        ) from error
 
 
 def _by_index(path: Path, rows: list[Cells]) -> dict[int, Cells]:
@@ -118,7 +122,8 @@ def _by_index(path: Path, rows: list[Cells]) -> dict[int, Cells]:
     first: dict[int, int] = {}
     for number, row in enumerate(rows, 1):
         if not _is_index(row["index"]):
-            raise DataError(f"{path}: row {number}: the index {row['index']!r} is not a whole number")
+            wanted = f"a whole number of at most {_MOST_DIGITS} digits"
+            raise DataError(f"{path}: row {number}: the index {row['index'][:40]!r} is not {wanted}")
         index = int(row["index"])
         if index in by_index:
             raise DataError(f"{path}: row {number}: the index {index} is already that of row {first[index]}")
@@ -131,6 +136,8 @@ def _choice(
 ) -> Choice:
     options = {letter: row[letter] for letter in string.ascii_uppercase if row.get(letter, "").strip()}
     answer = row.get("answer") or None
+    if not row["question"].strip():
+        raise DataError("the question is empty")
     if "A" not in options:
         raise DataError("option A is empty")
     if has_answers and answer is None:
@@ -159,7 +166,7 @@ def _image(index: int, by_index: Mapping[int, Cells], images: dict[int, bytes]) 
     from sightline.prompt.images import check_image
 
     way = [index]
-    while _is_reference(cell := by_index[index]["image"]):
+    while _is_index(cell := by_index[index]["image"]):
         index = int(cell)
         if index not in by_index:
             raise DataError(f"the image refers to index {index}, which no row has")
@@ -178,9 +185,5 @@ def _image(index: int, by_index: Mapping[int, Cells], images: dict[int, bytes]) 
     return images[index]
 
 
-def _is_reference(cell: str) -> bool:
-    return len(cell) < _REFERENCE_LENGTH and _is_index(cell)
-
-
 def _is_index(cell: str) -> bool:
-    return cell.isascii() and cell.isdecimal()
+    return cell.isascii() and cell.isdecimal() and len(cell) <= _MOST_DIGITS

@@ -11,7 +11,7 @@ import re
 import unicodedata
 from collections.abc import Mapping
 
-_AROUND = " \t\r\n.,;:!?\"'`*()[]{}<>$#。、"
+_AROUND = " \t\r\n.,;:!?\"'`*()[]{}<>$#。、\u200b\ufeff"
 _LETTER = re.compile(
     r"(?<![A-Za-z0-9_+#-])(?<!\b[A-Z]\.)([A-Z])(?![A-Za-z0-9_+#-])(?!['\u2019][a-z])(?!\.[A-Z]\b)", re.ASCII
 )
@@ -28,7 +28,8 @@ _DENIED_BEFORE = re.compile(
     r"(?:(?:\b(?:not|never|wrong|incorrect)|n['\u2019]t)\s+(?:\w+\s+){0,2}|[不别].{0,3})$", re.IGNORECASE
 )
 _NAMED_BEFORE = re.compile(r"\b(?:option|choice|letter)[\s\"'*(]*$", re.IGNORECASE)
-_HEAD = re.compile(r"[\s\"'`*(\[{]*([A-Z])\s*(?:[.:,)\]}*\u2013\u2014-]+\s*|\n\s*)(?=\S)")
+_ITEM = re.compile(r"(?<![A-Za-z0-9])([A-Z])\s*(?:[.:,)\]}*\u2013\u2014-]+\s*|\n\s*)(?=\S)")
+_HEAD = re.compile(r"[\s\"'`*(\[{]*" + _ITEM.pattern)
 _DENIES = re.compile(
     r"\b(?:no|not|never|neither|nor|none|cannot|wrong|incorrect)\b|n['\u2019]t\b|[不没非错]", re.IGNORECASE
 )
@@ -52,7 +53,7 @@ def option_letter(answer: str, options: Mapping[str, str]) -> str | None:
             return same[0] if len(same) == 1 else None
 
     head = _HEAD.match(text)
-    if head and head[1] in options and _begins_with(_key(text[head.end() :]), keys[head[1]]):
+    if head and _listed(text, keys) == {head[1]}:
         return head[1]
     named, rest = _options_in(text, keys)
     denies = bool(_DENIES.search(rest))
@@ -117,6 +118,12 @@ def _hide(text: str, options: Mapping[str, str]) -> str:
         if len(_key(option)) > 1:
             text = text.replace(option, option.lower())
     return text
+
+
+def _listed(text: str, keys: Mapping[str, str]) -> set[str]:
+    """The options that stand in the answer as in the question: "B. green". An answer may repeat them all."""
+    listed = [found for found in _ITEM.finditer(text) if found[1] in keys]
+    return {found[1] for found in listed if _begins_with(_key(text[found.end() :]), keys[found[1]])}
 
 
 def _begins_with(text: str, key: str) -> bool:

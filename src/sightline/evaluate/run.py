@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from sightline.errors import UserError
-from sightline.evaluate.save import save_json
+from sightline.errors import DataError, UserError
+from sightline.evaluate.save import save_json, to_json
 from sightline.evaluate.task import Question
-from sightline.runtime import console, versions
+from sightline.runtime import console, say, versions
 from sightline.types import ImageRef
 
 if TYPE_CHECKING:
@@ -23,6 +23,26 @@ if TYPE_CHECKING:
 
 BATCHES_BETWEEN_SAVES = 4
 """A kill loses at most this many batches of answers."""
+
+
+def unaskable(vlm: VLM, questions: Sequence[Question], *, max_new_tokens: int) -> dict[int, str]:
+    """The questions (by their place) that the model cannot be asked, and why: above all, its context has no room."""
+    from sightline.model.load import positions
+
+    limit = positions(vlm.model.config.text_config)
+    reasons = {}
+    for number, question in enumerate(questions):
+        try:
+            length = len(vlm.prompter.encode(question.messages).ids)
+        except DataError as error:
+            reasons[number] = str(error)
+            continue
+        if limit is not None and length + max_new_tokens > limit:
+            reasons[number] = (
+                f"the question takes {length} tokens and its answer up to {max_new_tokens}, but the model sees "
+                f"{limit}: shorten the question, or lower --max-new-tokens"
+            )
+    return reasons
 
 
 def answer(
@@ -44,7 +64,7 @@ def answer(
     file = folder / "answers.jsonl" if folder is not None else None
     answers = _answered(file, questions) if file is not None else []
     if answers:
-        console.print(f"{len(answers)} questions are answered already; going on after them")
+        say(f"{len(answers)} questions are answered already; going on after them")
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     times = (TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(*columns, *times, console=console, disable=not console.is_terminal) as progress:
@@ -93,50 +113,64 @@ def start_folder(work_dir: str | Path, settings: Mapping[str, object], fingerpri
 
 
 def fingerprint_of(vlm: VLM, questions: Sequence[Question], settings: Mapping[str, object]) -> str:
-    """Changes when an answer may have changed: with the weights, the template, the questions or a setting.
+    """Changes when an answer may have changed: with the model, its template, what it sees of pictures, the questions.
 
-    Images count by their bytes or, where they are files, by their paths. Of each weight the first 256 numbers are
-    looked at; an optimiser's step changes them all.
+    Images count by their bytes or, where they are files, by path, size and time. Of each weight the first 256 numbers
+    are looked at; an optimiser's step changes them all.
     """
     import torch
 
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
-    digest.update(repr(vlm.prompter.template).encode())
+    for part in (vlm.prompter.template, vlm.prompter.image_processor, vlm.model.config):
+        digest.update(repr(part).encode())
     for name, weight in vlm.model.named_parameters():
         digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode())
-        if weight.device.type != "meta":
-            head = weight.detach().reshape(-1)[:256]
-            digest.update(head.to("cpu", torch.float32).numpy().tobytes())
+        digest.update(weight.detach().reshape(-1)[:256].to("cpu", torch.float32).numpy().tobytes())
     for question in questions:
         digest.update(json.dumps([question.id, question.truth]).encode())
         for message in question.messages:
             for part in message.content:
                 if isinstance(part, ImageRef):
-                    source = part.source if isinstance(part.source, bytes) else f"{part.folder}/{part.source}".encode()
-                    digest.update(hashlib.sha256(source).digest())
+                    digest.update(hashlib.sha256(_identity_of(part)).digest())
                 else:
                     digest.update(f"{message.role}: {part.text}".encode("utf-8", "surrogatepass"))
     return digest.hexdigest()[:16]
 
 
+def _identity_of(image: ImageRef) -> bytes:
+    if isinstance(image.source, bytes):
+        return image.source
+    path = Path(image.folder or "", image.source)
+    state = path.stat() if path.is_file() else None  # a URL is none
+    return f"{path} {state and (state.st_size, state.st_mtime_ns)}".encode()
+
+
 def _answered(file: Path, questions: Sequence[Question]) -> list[str]:
-    """The answers that are there already; a last line that a kill cut in half is removed from the file."""
+    """The answers that are there already; the file is cut off at the first line that is damaged, as by a kill."""
     if not file.exists():
         return []
     answers: list[str] = []
     good = 0
-    for line in file.read_bytes().splitlines(keepends=True):
-        try:
-            entry = json.loads(line) if line.endswith(b"\n") else None
-        except ValueError:
-            entry = None
-        number = len(answers)
-        if entry is None or number >= len(questions) or (entry["n"], entry["id"]) != (number, questions[number].id):
+    for line, question in zip(file.read_bytes().splitlines(keepends=True), questions, strict=False):
+        text = _answer_in(line, len(answers), question)
+        if text is None:
             break
-        answers.append(entry["answer"])
+        answers.append(text)
         good += len(line)
     os.truncate(file, good)
     return answers
+
+
+def _answer_in(line: bytes, number: int, question: Question) -> str | None:
+    """The answer in a line of the file; None where the line is damaged, or of another question."""
+    try:
+        entry = json.loads(line) if line.endswith(b"\n") else None
+    except ValueError:
+        return None
+    if not isinstance(entry, dict) or (entry.get("n"), entry.get("id")) != (number, question.id):
+        return None
+    text = entry.get("answer")
+    return text if isinstance(text, str) else None
 
 
 def _append(file: Path, questions: Sequence[Question], answers: Sequence[str], *, start: int) -> None:
@@ -145,8 +179,8 @@ def _append(file: Path, questions: Sequence[Question], answers: Sequence[str], *
         for number, (question, text) in enumerate(zip(questions, answers, strict=True), start)
     ]
     try:
-        with file.open("a", encoding="utf-8") as out:
-            out.writelines(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries)
+        with file.open("ab") as out:
+            out.writelines(map(to_json, entries))
     except OSError as error:
         raise UserError(f"cannot write {file} ({error.strerror})") from error
 

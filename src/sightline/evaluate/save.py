@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from sightline.errors import UserError
 from sightline.evaluate.task import Score, Share
@@ -17,21 +19,40 @@ from sightline.evaluate.task import Score, Share
 _LONGEST_CELL = 32_767
 """Characters that a cell of a spreadsheet holds (Excel's limit)."""
 
+_CUT = " [cut: a cell holds no more]"
+_NOT_IN_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
+
+
+def to_json(value: Any, indent: int | None = None) -> bytes:
+    """A value as JSON in UTF-8; half characters (surrogates), which UTF-8 cannot hold, as escapes."""
+    return json.dumps(value, indent=indent, ensure_ascii=False, default=str).encode(errors="backslashreplace") + b"\n"
+
 
 def save_json(path: Path, value: Any) -> None:
     """Write a value as JSON."""
-    text = json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n"
-    _save(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    _save(path, lambda temporary: temporary.write_bytes(to_json(value, indent=2)))
+
+
+def score_json(score: Score) -> dict[str, Any]:
+    """The values by name, `Average` first, and under `details` how sure they are and out of how many questions."""
+    kept = ("Average", "details", "answers")
+    by_category = {f"{name} (category)" if name in kept else name: share for name, share in score.table.items()}
+    shares = {"Average": score.overall, **by_category}
+    details = {
+        "half_width_95": {name: share.half_width for name, share in shares.items()},
+        "questions": {name: share.total for name, share in shares.items()},
+    }
+    return {**{name: share.value for name, share in shares.items()}, "details": details}
 
 
 def save_xlsx(path: Path, columns: Sequence[str], rows: Sequence[Sequence[str | int]]) -> None:
     """Write a table as a spreadsheet; texts stay texts, even those that look like a formula or a number.
 
-    Control characters, which the format cannot hold, are written as \\xNN.
+    Characters that the format cannot hold are written as \\xNN or \\uNNNN; texts that a cell has no room
+    for are cut, and say so.
     """
     from openpyxl import Workbook
     from openpyxl.cell import WriteOnlyCell
-    from openpyxl.cell.cell import ILLEGAL_CHARACTERS_RE
 
     book = Workbook(write_only=True)
     sheet = book.create_sheet("Sheet1")
@@ -39,8 +60,10 @@ def save_xlsx(path: Path, columns: Sequence[str], rows: Sequence[Sequence[str | 
     def cell(value: str | int) -> Any:
         if isinstance(value, int):
             return value
-        text = ILLEGAL_CHARACTERS_RE.sub(lambda found: f"\\x{ord(found[0]):02x}", value)
-        made = WriteOnlyCell(sheet, text[:_LONGEST_CELL])
+        text = _NOT_IN_XML.sub(lambda found: ascii(found[0])[1:-1], value)
+        if len(text) > _LONGEST_CELL:
+            text = text[: _LONGEST_CELL - len(_CUT)] + _CUT
+        made = WriteOnlyCell(sheet, text)
         made.data_type = "s"
         return made
 
@@ -57,7 +80,7 @@ def show(score: Score, title: str) -> None:
         table.add_column(name, justify="left" if name == "Category" else "right")
 
     def add(name: str, share: Share) -> None:
-        table.add_row(name, f"{share.value * 100:.1f}", f"{share.half_width * 100:.1f}", str(share.total))
+        table.add_row(Text(name), f"{share.value * 100:.1f}", f"{share.half_width * 100:.1f}", str(share.total))
 
     add("Average", score.overall)
     if score.vanilla is not None and score.vanilla.total != score.overall.total:
@@ -67,7 +90,7 @@ def show(score: Score, title: str) -> None:
         add(name, share)
     console = Console(highlight=False)
     # Not the table's own title, which would break long paths into pieces.
-    console.print(title, style="bold", markup=False, soft_wrap=True)
+    console.print(Text(title, "bold"), soft_wrap=True)
     console.print(table)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import sqrt
 
 from sightline.types import Message
@@ -20,7 +20,9 @@ class Question:
     messages: tuple[Message, ...]
     truth: str | None
     """None where the file keeps the answers to itself (test splits)."""
-    meta: Mapping[str, object] = field(default_factory=dict)
+    category: str = "all"
+    origin: str = ""
+    """Where it comes from, for error messages: "file.json: row 1342"."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -69,7 +69,7 @@ def make_prompter(spec: ModelRecipe) -> Prompter:
     _add_tokens(tokenizer)
     return Prompter(
         tokenizer=tokenizer,
-        template=template_named(spec.template),
+        template=template_named(spec.template, spec.system),
         image_processor=_square(image_processor, vision.image_size, pad=spec.image_aspect_ratio == "pad"),
         tokens_per_image=tokens,
     )

@@ -30,6 +30,8 @@ def load_model(args: argparse.Namespace) -> VLM:
             "--llava and --visual-encoder are for models in several folders; MODEL is one folder that holds the "
             "language model, the vision tower and the projector: convert yours first (sightline convert --help)"
         )
+    if "" in args.stop_words:
+        raise UserError("--stop-words: an empty text would end every answer before it begins; leave it out")
     from sightline.model.load import load
 
     return load(args.model, device=args.device, dtype=args.torch_dtype, template=args.prompt_template, bits=args.bits)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
@@ -34,6 +34,7 @@ REPORTED = {"output_loading_info": True, "ignore_mismatched_sizes": True}
 """Arguments of `from_pretrained` with which it tells what does not fit; `check_keys` refuses it."""
 
 TEMPLATE_KEY = "prompt_template"
+SYSTEM_KEY = "system_prompt"
 """Where the tokenizer_config.json of an export notes the name of its template."""
 
 
@@ -145,7 +146,8 @@ def positions(language_model: Any) -> int | None:
 def recognise_template(tokenizer: Any, path: str | Path) -> Template:
     """The template that writes the same prompt as the tokenizer's chat template; raises ModelError if none does.
 
-    Where several write the same and differ in what ends an answer, the name that our exports note decides.
+    Where several write the same and differ in what ends an answer, the name that our exports note decides; so does the
+    system prompt that they note, where a recipe has set another than the template's.
     """
     names = ", ".join(TEMPLATES)
     if not tokenizer.chat_template:
@@ -156,9 +158,13 @@ def recognise_template(tokenizer: Any, path: str | Path) -> Template:
         tokenize=False,
         add_generation_prompt=True,
     )
+    system = tokenizer.init_kwargs.get(SYSTEM_KEY)
+    candidates = list(TEMPLATES.values())
+    if isinstance(system, str):
+        candidates += [replace(template, default_system=system) for template in TEMPLATES.values()]
     alike = [
         template
-        for template in TEMPLATES.values()
+        for template in candidates
         if to_text(render(template, messages, bos=tokenizer.bos_token or "", eos=tokenizer.eos_token or "")) == theirs
     ]
     if not alike:

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from transformers import GenerationConfig
 
 from sightline.errors import CheckpointError
-from sightline.model.load import TEMPLATE_KEY, VLM
+from sightline.model.load import SYSTEM_KEY, TEMPLATE_KEY, VLM
 from sightline.prompt.prompter import Prompter
 from sightline.prompt.templates import to_jinja
 from sightline.types import IMAGE
@@ -103,6 +103,7 @@ def write_processor(prompter: Prompter, config: Any, folder: Path) -> None:
         "tokenizer_class": "PreTrainedTokenizerFast",
         "chat_template": template,
         TEMPLATE_KEY: prompter.template.name,
+        SYSTEM_KEY: prompter.template.default_system,
         "processor_class": "LlavaProcessor",
     }
     _write_json(folder / "tokenizer_config.json", settings)

@@ -22,6 +22,8 @@ class Group:
     name: str
     parameters: tuple[nn.Parameter, ...]
     lr: float
+    tables: frozenset[int] = frozenset()
+    """`id` of the parameters that are tables with a row for each token or place, not maps: embeddings and heads."""
 
     @property
     def size(self) -> int:
@@ -61,7 +63,11 @@ def apply_tuning(model: LlavaForConditionalGeneration, tune: TuneRecipe, optim: 
         "vision_tower": (optim.vision_lr or optim.lr, (tower,)),
         "projector": (optim.projector_lr or optim.lr, (model.model.multi_modal_projector,)),
     }
-    return [Group(name, learning, lr) for name, (lr, modules) in parts.items() if (learning := _learning(modules))]
+    tables = frozenset(id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding))
+    tables |= {id(model.lm_head.weight)}
+    return [
+        Group(name, learning, lr, tables) for name, (lr, modules) in parts.items() if (learning := _learning(modules))
+    ]
 
 
 def merge_adapters(model: nn.Module) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
@@ -190,10 +190,10 @@ class Prompter:
         return self._control.sub(lambda match: f"{match[0][0]} {match[0][1:]}", text)
 
 
-def template_named(name: str) -> Template:
-    """A template by its name; raises ModelError naming the known ones."""
+def template_named(name: str, system: str | None = None) -> Template:
+    """A template by its name, with another system prompt if one is given; raises ModelError naming the known ones."""
     try:
-        return TEMPLATES[name]
+        return TEMPLATES[name] if system is None else replace(TEMPLATES[name], default_system=system)
     except KeyError:
         raise ModelError(f"unknown prompt template {name!r}; known: {', '.join(TEMPLATES)}") from None
 

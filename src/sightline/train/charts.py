@@ -112,7 +112,7 @@ def histogram_chart(bins: Sequence[tuple[int, int]], *, name: str, x_name: str) 
     for count, (low, high) in zip(counts, pairwise(edges), strict=True):
         x, y = x_scale(low), y_scale(count)
         body.append(
-            f'<rect class="bar" x="{_unit(x + 0.5)}" y="{_unit(y)}" width="{_unit(x_scale(high) - x - 1)}" '
+            f'<rect class="bar" x="{_unit(x + 0.5)}" y="{_unit(y)}" width="{_unit(max(x_scale(high) - x - 1, 0.5))}" '
             f'height="{_unit(y_scale(0) - y)}"><title>{low + 1} to {high}: {count}</title></rect>'
         )
     return _svg(body, name)

@@ -64,6 +64,7 @@ def train(
         epochs=recipe.optim.epochs,
         seed=recipe.run.seed,
         max_steps=recipe.optim.max_steps,
+        shuffle=recipe.batch.shuffle,
     )
     seed_everything(recipe.run.seed)
     vlm = assemble(recipe.model, prompter)

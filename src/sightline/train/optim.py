@@ -4,32 +4,64 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
 from sightline.model.tune import Group
 from sightline.recipe import OptimRecipe
 
+WSD_DECAY = 0.3
+"""The share of all steps in which the rate falls after it has stayed (warm-up, stable, decay)."""
 
-def make_optimizer(groups: Sequence[Group], optim: OptimRecipe) -> torch.optim.AdamW:
-    """AdamW with a rate for each part; norms, biases and other vectors do not decay."""
-    rows = []
+
+def make_optimizer(groups: Sequence[Group], optim: OptimRecipe) -> torch.optim.Optimizer:
+    """AdamW, or Muon for the matrices and AdamW for the rest; a rate for each part, and vectors do not decay."""
+    rows: dict[bool, list[dict[str, Any]]] = {True: [], False: []}
     for group in groups:
-        for decays in (True, False):
-            members = [p for p in group.parameters if (p.ndim > 1) == decays]
-            if members:
-                decay = optim.weight_decay if decays else 0.0
-                rows.append(
-                    {"params": members, "lr": group.lr, "highest": group.lr, "name": group.name, "weight_decay": decay}
-                )
-    return torch.optim.AdamW(rows, betas=optim.betas, eps=optim.eps, fused=True)
+        sorts: dict[tuple[bool, bool], list[torch.nn.Parameter]] = {}
+        for parameter in group.parameters:
+            orthogonal = optim.optimizer == "muon" and parameter.ndim == 2 and id(parameter) not in group.tables
+            sorts.setdefault((orthogonal, parameter.ndim > 1), []).append(parameter)
+        for (orthogonal, decays), members in sorts.items():
+            decay = optim.weight_decay if decays else 0.0
+            row = {"params": members, "lr": group.lr, "highest": group.lr, "name": group.name, "weight_decay": decay}
+            rows[orthogonal].append(row)
+    parts: list[torch.optim.Optimizer] = []
+    if rows[True]:
+        parts.append(torch.optim.Muon(rows[True], adjust_lr_fn="match_rms_adamw"))
+    if rows[False]:
+        parts.append(torch.optim.AdamW(rows[False], betas=optim.betas, eps=optim.eps, fused=True))
+    return parts[0] if len(parts) == 1 else Several(parts)
+
+
+class Several(torch.optim.Optimizer):
+    """Optimisers of different parameters that step as one."""
+
+    def __init__(self, parts: Sequence[torch.optim.Optimizer]) -> None:
+        self.parts = parts
+        super().__init__([group for part in parts for group in part.param_groups], {})
+        # The parts' own groups, so that a rate that is set here is set there.
+        self.param_groups = [group for part in parts for group in part.param_groups]
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        for part in self.parts:
+            part.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"parts": [part.state_dict() for part in self.parts]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        for part, state in zip(self.parts, state_dict["parts"], strict=True):
+            part.load_state_dict(state)
+        self.param_groups = [group for part in self.parts for group in part.param_groups]
 
 
 def lr_scale(step: int, num_steps: int, optim: OptimRecipe) -> float:
     """What the highest rates are multiplied by at a step, counted from 0.
 
     Rises in a line over the first `warmup_ratio` of the steps, the first of which already moves; then falls to 0 behind
-    the last step along a cosine or a line, or stays.
+    the last step along a cosine or a line, or stays; wsd stays, and falls along a line at the end.
     """
     warmup = math.ceil(num_steps * optim.warmup_ratio)
     if step < warmup:
@@ -42,6 +74,8 @@ def lr_scale(step: int, num_steps: int, optim: OptimRecipe) -> float:
             return 1 - done
         case "constant":
             return 1.0
+        case "wsd":
+            return min(1.0, (num_steps - step) / max(1, num_steps * WSD_DECAY))
 
 
 def set_rates(optimizer: torch.optim.Optimizer, scale: float) -> dict[str, float]:

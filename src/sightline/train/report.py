@@ -12,7 +12,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from sightline.errors import DataError
+from sightline.errors import DataError, UserError
 from sightline.train.charts import figure, histogram_chart, swatch
 from sightline.train.curves import curves, facts_list
 from sightline.train.metrics import FILE, read_log
@@ -88,25 +88,32 @@ class ScoreRow:
 def read_run(folder: Path | str) -> RunView:
     """A run folder as the report shows it: its `log.jsonl`, `recipe.yaml` and `run.json`, as far as they are there.
 
-    Raises DataError when one of them is damaged.
+    Raises DataError when the folder is none, or one of them is damaged.
     """
     folder = Path(folder)
+    if not folder.is_dir():
+        raise DataError(f"no run folder {folder}")
     log, recipe, about = folder / FILE, folder / "recipe.yaml", folder / "run.json"
-    name, found = folder.resolve().name, {}
-    if about.exists():
-        try:
-            found = dict(json.loads(about.read_text("utf-8")))
-        except (ValueError, TypeError) as error:
-            raise DataError(f"{about}: not a JSON object: {error}; mend or remove the file") from error
-    counts, lengths = found.pop("data", None), found.pop("lengths", [])
-    fingerprint = {"data.fingerprint": str(counts["fingerprint"])} if counts and "fingerprint" in counts else {}
-    return RunView(
-        name=name,
-        log=read_log(log) if log.exists() else [],
-        recipe_yaml=recipe.read_text("utf-8") if recipe.exists() else "",
-        facts={**dict(_flat(found)), **fingerprint},
-        data=_data_view(name, counts, lengths) if counts else None,
-    )
+    name = folder.resolve().name
+    try:
+        facts, data = _facts_and_data(name, json.loads(about.read_text("utf-8"))) if about.exists() else ({}, None)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise DataError(f"{about}: not what a run writes ({error}); mend or remove the file") from error
+    try:
+        recipe_yaml = recipe.read_text("utf-8") if recipe.exists() else ""
+    except UnicodeDecodeError as error:
+        raise DataError(f"{recipe}: not UTF-8 ({error.reason}); mend or remove the file") from error
+    return RunView(name, read_log(log) if log.exists() else [], recipe_yaml, facts, data)
+
+
+def _facts_and_data(name: str, about: dict[str, Any]) -> tuple[dict[str, str], DataView | None]:
+    counts, lengths = about.get("data"), about.get("lengths", [])
+    facts = dict(_flat({key: value for key, value in about.items() if key not in ("data", "lengths")}))
+    if not counts:
+        return facts, None
+    if "fingerprint" in counts:
+        facts["data.fingerprint"] = str(counts["fingerprint"])
+    return facts, _data_view(name, counts, lengths)
 
 
 def _data_view(name: str, counts: Mapping[str, Any], lengths: Sequence[tuple[int, int]]) -> DataView:
@@ -137,7 +144,7 @@ def write_report(
     """Write the page; parts without content are left out.
 
     `facts` are the few figures that stand at the top; `data` is for data sets beside those of the runs. Raises
-    DataError when a picture cannot be read.
+    DataError when a picture cannot be read, UserError when the page cannot be written.
     """
     style = files("sightline.train").joinpath("report.css").read_text("utf-8")
     parts = [
@@ -163,8 +170,13 @@ def write_report(
     )
     path = Path(path)
     draft = path.with_name(f".{path.name}.tmp")
-    draft.write_text(page, encoding="utf-8")
-    os.replace(draft, path)
+    try:
+        # A folder's name may hold bytes that are no text.
+        draft.write_text(page, encoding="utf-8", errors="backslashreplace")
+        os.replace(draft, path)
+    except OSError as error:
+        draft.unlink(missing_ok=True)
+        raise UserError(f"cannot write the report {path} ({error.strerror})") from error
     return path
 
 

@@ -1,0 +1,21 @@
+"""The flags that name a model, where they make no sense."""
+
+from __future__ import annotations
+
+import argparse
+
+import pytest
+
+from sightline.errors import UserError
+from sightline.model.flags import load_model, model_flags
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [(["--stop-words", "END", ""], "--stop-words: an empty text"), (["--llava", "x"], "convert yours first")],
+)
+def test_refused_before_anything_is_loaded(flags: list[str], words: str) -> None:
+    parser = argparse.ArgumentParser()
+    model_flags(parser)
+    with pytest.raises(UserError, match=words):
+        load_model(parser.parse_args(["no such model", *flags]))
