@@ -56,7 +56,7 @@ FULL = Schedules(
     pictures=8000,
 )
 QUICK = Schedules(
-    llm=Schedule(steps=60, batch=16, muon_lr=4e-3, adam_lr=4e-3),
+    llm=Schedule(steps=70, batch=16, muon_lr=4e-3, adam_lr=4e-3),
     tower=Schedule(steps=60, batch=128, muon_lr=3e-3, adam_lr=2e-3),
     pictures=2000,
 )

@@ -73,7 +73,7 @@ class Amounts:
 
 
 FULL = Amounts(pretrain=2400, finetune=12000, heldout=48, circles=100)
-QUICK = Amounts(pretrain=600, finetune=2600, heldout=20, circles=20)
+QUICK = Amounts(pretrain=1024, finetune=2300, heldout=20, circles=20)
 
 
 def draw_world(folder: Path, *, seed: int, quick: bool) -> World:
