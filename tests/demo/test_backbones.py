@@ -17,7 +17,7 @@ from sightline.demo.scenes import draw_scene
 from sightline.demo.tower import _family
 from sightline.types import IGNORE
 
-TINY = Schedules(llm=Schedule(3, 4, 1e-3, 1e-3), tower=Schedule(3, 8, 1e-3, 1e-3), pictures=16)
+TINY = Schedules(llm=Schedule(3, 4, 1e-3), tower=Schedule(3, 8, 1e-3), pictures=16)
 
 
 @pytest.fixture(scope="module")

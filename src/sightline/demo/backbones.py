@@ -15,7 +15,10 @@ from pathlib import Path
 from sightline.demo.world import World
 from sightline.runtime import console, seed_everything, versions
 
-SOURCES = ("backbones.py", "language.py", "learning.py", "questions.py", "scenes.py", "tower.py", "world.py")
+SOURCES = (
+    *(f"demo/{name}.py" for name in ("backbones", "language", "learning", "questions", "scenes", "tower", "world")),
+    "train/optim.py",
+)
 """The code that decides what the backbones become."""
 
 
@@ -34,10 +37,8 @@ class Schedule:
     steps: int
     batch: int
     """Texts, or pictures with their captions, per step."""
-    muon_lr: float
-    """Of the matrices, which Muon updates."""
-    adam_lr: float
-    """Of embeddings, norms, biases and heads."""
+    lr: float
+    """The highest learning rate."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,13 +52,13 @@ class Schedules:
 
 
 FULL = Schedules(
-    llm=Schedule(steps=150, batch=16, muon_lr=4e-3, adam_lr=4e-3),
-    tower=Schedule(steps=200, batch=128, muon_lr=3e-3, adam_lr=2e-3),
+    llm=Schedule(steps=150, batch=16, lr=4e-3),
+    tower=Schedule(steps=200, batch=128, lr=3e-3),
     pictures=8000,
 )
 QUICK = Schedules(
-    llm=Schedule(steps=70, batch=16, muon_lr=4e-3, adam_lr=4e-3),
-    tower=Schedule(steps=60, batch=128, muon_lr=3e-3, adam_lr=2e-3),
+    llm=Schedule(steps=70, batch=16, lr=4e-3),
+    tower=Schedule(steps=60, batch=128, lr=3e-3),
     pictures=2000,
 )
 
@@ -90,7 +91,7 @@ def make_backbones(seed: int, cache_dir: Path, schedules: Schedules) -> Backbone
 
 def fingerprint(seed: int, schedules: Schedules) -> str:
     """Changes with everything that the backbones depend on: seed, schedules, code, versions."""
-    code = {name: files("sightline.demo").joinpath(name).read_text(encoding="utf-8") for name in SOURCES}
+    code = {name: files("sightline").joinpath(name).read_text(encoding="utf-8") for name in SOURCES}
     found = versions()
     packages = {name: found.get(name) for name in ("torch", "transformers", "tokenizers", "numpy", "pillow")}
     facts = {"seed": seed, "schedules": asdict(schedules), "code": code, "versions": packages}
