@@ -20,7 +20,14 @@ class RecipeError(UserError):
 
 
 class DataError(UserError):
-    """A data file, a row of it or an image cannot be used as it is."""
+    """A data file, a row of it or an image cannot be used as it is; `kind` is a key of `data/verdict.py`'s KINDS."""
+
+    def __init__(self, message: str, kind: str = "other") -> None:
+        super().__init__(message)
+        self.kind = kind
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), (str(self), self.kind)
 
 
 class ModelError(UserError):
