@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
+import torch
 from tiny import WORDS, make_tokenizer
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AddedToken, PreTrainedTokenizerFast
@@ -72,6 +74,11 @@ def make_prompter(kind: str = "byte", template: str = "vicuna") -> Prompter:
     side = {"height": 28, "width": 28}
     processor = LlavaImageProcessorPil(do_pad=True, size={"shortest_edge": 28}, crop_size=side)
     return Prompter(tokenizer_of(kind), template_named(template), processor, FEATURES)
+
+
+def seen(prompter: Prompter, images: Sequence[ImageRef]) -> torch.Tensor:
+    """What the vision tower takes for these images."""
+    return prompter.pixel_values(prompter.pixels(images))
 
 
 def said(role: Any, *parts: str | ImageRef) -> Message:

@@ -19,12 +19,19 @@ LAYERS = [
     {"types"},
     {"recipe", "runtime"},
     {"prompt"},
+    {"page"},
     {"data", "model"},
     {"train", "convert", "evaluate", "serve", "chat"},
     {"cli", "demo"},
 ]
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
-MEMBER_OF = {"recipes": "recipe", "recipe_errors": "recipe", "recipe_commands": "recipe", "__main__": "cli"}
+MEMBER_OF = {
+    "recipes": "recipe",
+    "recipe_errors": "recipe",
+    "recipe_commands": "recipe",
+    "data_commands": "cli",
+    "__main__": "cli",
+}
 """Modules beside the packages that belong to one of them."""
 
 

@@ -204,7 +204,7 @@ def test_unknown_names() -> None:
         ("data.0.images=null", None),
         ("data.0.images=a=b", "a=b"),
         ("data.0.head=5", 5),
-        ("data.1.path=null", "null"),
+        ("engine.device=null", "null"),
         ("run.tensorboard=true", True),
         ("engine.dtype=float32", "float32"),
         ("tune.llm_lora.target_modules=[q_proj, v_proj]", ["q_proj", "v_proj"]),
@@ -283,3 +283,36 @@ def test_names_known_elsewhere_lead_to_keys_that_there_are() -> None:
 
 def test_templates_agree_with_the_prompter() -> None:
     assert set(TEMPLATES) == set(templates.TEMPLATES)
+
+
+@pytest.mark.parametrize(
+    ("entry", "expected"),
+    [
+        ("{}", "data.0: give either path, a file of rows, or use, the name of a known set"),
+        ("{path: x.json, use: y}", "data.0: give either path, a file of rows, or use, the name of a known set"),
+        ("{use: y, images: z, form: llava}", "data.0: y is a known set and brings its own images and form: leave out"),
+        ("{path: x.json, root: z}", "data.0: root is the folder of known sets (use)"),
+        ("{path: x.json, repeat: 0}", "data.0.repeat: must be greater than or equal to 1, not 0"),
+        ("{path: x.json, repeat: 1.5}", "data.0.repeat: must be a whole number, not 1.5"),
+        ("{path: x.json, ratio: 0}", "data.0.ratio: must be greater than 0, not 0"),
+        ("{path: x.json, ratio: 1.1}", "data.0.ratio: must be less than or equal to 1, not 1.1"),
+        ("{path: x.json, template: vicunja}", "data.0.template: "),
+    ],
+)
+def test_sets_of_data(tmp_path: Path, entry: str, expected: str) -> None:
+    with pytest.raises(RecipeError) as error:
+        load_recipe(write(tmp_path, MINIMAL.replace("[{path: x.json}]", f"[{entry}]")))
+    assert expected in str(error.value)
+
+
+def test_a_known_set_by_its_name(tmp_path: Path) -> None:
+    entry = "{use: llava_v15_mix665k, root: /data, repeat: 2, ratio: 0.5, template: chatml, head: 7}"
+    (found,) = load_recipe(write(tmp_path, MINIMAL.replace("[{path: x.json}]", f"[{entry}]"))).data
+    assert (found.path, found.use, found.root, found.repeat, found.ratio) == (
+        None,
+        "llava_v15_mix665k",
+        "/data",
+        2,
+        0.5,
+    )
+    assert (found.template, found.head) == ("chatml", 7)

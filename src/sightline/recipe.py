@@ -98,16 +98,39 @@ class TuneRecipe(Section):
 
 
 class DataRecipe(Section):
-    """A data file."""
+    """A set of data: a file by its `path`, or a known set by its name (`use`)."""
 
-    path: str
-    """A JSON or JSONL file of conversations."""
+    path: str | None = None
+    """A JSON or JSONL file of conversations, an InternVL meta file, a Parquet file, or a folder of `datasets`."""
+    use: str | None = None
+    """The name of a known set, such as llava_v15_mix665k, instead of `path`, `images` and `form`."""
+    root: str | None = None
+    """The folder that known sets lie in; null: data."""
     images: str | None = None
     """The folder that the file's image paths are relative to and must not leave."""
+    form: str | None = None
+    """How the rows are written: llava, openai, paddlemix, ...; null: seen from each row."""
+    template: Template | None = None
+    """The prompt template of this set; null: that of the model."""
     on_bad_row: Literal["stop", "skip"] = "stop"
     """stop: a row that cannot be used ends the run before it begins; skip: it is listed in the run folder."""
     head: int | None = Field(None, ge=1)
-    """Use only the first n rows."""
+    """Use only the first n rows; of a known set, of each of its files."""
+    ratio: float = Field(1.0, gt=0, le=1)
+    """Use this share of the rows, drawn by `run.seed`."""
+    repeat: int = Field(1, ge=1)
+    """How often each row is seen in an epoch."""
+
+    @model_validator(mode="after")
+    def _path_or_name(self) -> Self:
+        if (self.path is None) == (self.use is None):
+            raise ValueError("give either path, a file of rows, or use, the name of a known set")
+        brought = [name for name in ("images", "form") if getattr(self, name) is not None]
+        if self.use is not None and brought:
+            raise ValueError(f"{self.use} is a known set and brings its own {' and '.join(brought)}: leave out")
+        if self.path is not None and self.root is not None:
+            raise ValueError("root is the folder of known sets (use); that of a file's images is called images")
+        return self
 
 
 class BatchRecipe(Section):
@@ -186,7 +209,7 @@ class Recipe(Section):
     model: ModelRecipe
     tune: TuneRecipe = TuneRecipe()
     data: tuple[DataRecipe, ...] = Field(min_length=1)
-    """The data files."""
+    """The sets of data that are mixed."""
     batch: BatchRecipe
     optim: OptimRecipe
     engine: EngineRecipe = EngineRecipe()

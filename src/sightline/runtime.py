@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import platform
 import random
+from collections.abc import Callable
 from importlib import metadata
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
 
 from rich.console import Console
 
@@ -14,6 +16,8 @@ from sightline.errors import UserError
 
 if TYPE_CHECKING:
     import torch
+
+T = TypeVar("T")
 
 console = Console(stderr=True, highlight=False, emoji=False)
 """Where progress and remarks go; results go to standard output."""
@@ -30,6 +34,56 @@ def rank() -> int:
 
 def world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def hub_address() -> str:
+    """Where files of the Hugging Face hub are fetched: the hub itself, or the mirror that HF_ENDPOINT names."""
+    return os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
+
+
+def api_key() -> str | None:
+    """The key for an OpenAI-compatible endpoint; it is never printed and never written to a file."""
+    return os.environ.get("OPENAI_API_KEY", "").strip() or None
+
+
+def cache_folder() -> Path:
+    """Where results that can be computed again are kept: SIGHTLINE_CACHE, or `sightline` in the user's cache folder."""
+    own = os.environ.get("SIGHTLINE_CACHE")
+    return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sightline"
+
+
+def rank_0_first(make: Callable[[], T]) -> T:
+    """Make on rank 0 what the others find stored: then on the first rank of each node, at last on all others.
+
+    A node that shares no disk with rank 0 makes its own. Where torch.distributed is not initialised, all make at once.
+    """
+    if world_size() == 1:
+        return make()
+    import datetime
+
+    import torch.distributed as dist
+
+    if not dist.is_initialized():
+        return make()
+    # A group of its own, because looking at millions of rows takes longer than the patience of the others.
+    group = dist.new_group(backend="gloo", timeout=datetime.timedelta(days=2))
+    turn = 0 if rank() == 0 else 1 if os.environ.get("LOCAL_RANK", "0") == "0" else 2
+    failed: Exception | None = None
+    for now in range(3):
+        if now == turn:
+            try:
+                made = make()
+            except Exception as error:  # raised when the others, who wait here, have had their turn
+                failed = error
+        dist.barrier(group)
+    if failed is not None:
+        raise failed
+    return made
+
+
+def cores() -> int:
+    """The processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def pick_device(name: str = "auto") -> torch.device:

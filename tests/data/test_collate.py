@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,7 @@ from rich.console import Console
 from tiny import make_data
 
 from sightline.data.collate import Batch, PackReader, batches, collate
-from sightline.data.index import Dataset, open_dataset
+from sightline.data.dataset import Dataset, open_dataset
 from sightline.data.plan import Plan
 from sightline.errors import DataError
 from sightline.recipe import DataRecipe
@@ -42,7 +41,7 @@ def test_a_pack_by_hand() -> None:
     # 5 stands at 4 and is said by what stands at 3; 7 at 6 by 5; 9 at 8 by 7; 10 at 9 by 8.
     assert batch.predict_at.tolist() == [3, 5, 7, 8]
     assert batch.target_ids.tolist() == [5, 7, 9, 10]
-    assert torch.equal(batch.pixel_values, pictures(1))
+    assert torch.equal(batch.pixels, pictures(1))
     assert (batch.num_targets, batch.num_tokens) == (4, 10)
     assert {value.dtype for name, value in vars(batch).items() if name.endswith(("_ids", "_at"))} == {torch.int64}
 
@@ -62,7 +61,7 @@ def test_a_pack_of_text_gets_a_stand_in() -> None:
     assert batch.position_ids.tolist() == [[0, 1, 2, 0, 1]]
     assert batch.sample_lengths == (3, 2)
     assert (batch.predict_at.tolist(), batch.target_ids.tolist()) == ([1], [3])
-    assert torch.equal(batch.pixel_values, GREY)
+    assert torch.equal(batch.pixels, GREY)
 
 
 def test_an_empty_pack_is_the_stand_in_alone() -> None:
@@ -74,7 +73,7 @@ def test_an_empty_pack_is_the_stand_in_alone() -> None:
 def test_pixels_follow_the_samples() -> None:
     two, one = sample([50, 50, 50, 50, 1], [X] * 5, images=2), sample([50, 50, 2], [X, X, 2], images=1)
     batch = collate([two, one], pictures(3), STAND_IN, GREY)
-    assert torch.equal(batch.pixel_values, pictures(3))
+    assert torch.equal(batch.pixels, pictures(3))
     assert batch.to(torch.device("cpu")).sample_lengths == (5, 3)
 
 
@@ -108,15 +107,13 @@ def test_a_pack_is_its_samples_one_after_the_other(dataset: Dataset) -> None:
     assert torch.equal(batch.predict_at, at)
     assert torch.equal(batch.target_ids, torch.cat([single.target_ids for single in alone]))
     assert torch.equal(batch.target_ids, batch.input_ids[0, batch.predict_at + 1])
-    assert torch.equal(batch.pixel_values, torch.cat([alone[0].pixel_values, *(a.pixel_values for a in alone[2:])]))
-    assert (
-        (batch.input_ids == dataset.prompter.image_token_id).sum() == FEATURES * len(batch.pixel_values) == FEATURES * 4
-    )
+    assert torch.equal(batch.pixels, torch.cat([alone[0].pixels, *(a.pixels for a in alone[2:])]))
+    assert (batch.input_ids == dataset.prompter.image_token_id).sum() == FEATURES * len(batch.pixels) == FEATURES * 4
 
 
 def test_text_alone_has_the_grey_picture(dataset: Dataset) -> None:
     for batch in (read(dataset, 3), read(dataset)):
-        assert torch.equal(batch.pixel_values, dataset.prompter.grey_pixels())
+        assert torch.equal(batch.pixels, dataset.prompter.grey_pixels())
         assert (batch.input_ids == dataset.prompter.image_token_id).sum() == FEATURES
     assert read(dataset).num_targets == 0
     assert read(dataset, 3).num_targets == dataset.targets[3]
@@ -130,16 +127,17 @@ def test_batches_come_in_order_whoever_prepares_them(dataset: Dataset) -> None:
     assert len(here) == len(there) == len(packs)
     for one, other in zip(here, there, strict=True):
         assert one.sample_lengths == other.sample_lengths
-        for name in ("input_ids", "position_ids", "predict_at", "target_ids", "pixel_values"):
+        for name in ("input_ids", "position_ids", "predict_at", "target_ids", "pixels"):
             assert torch.equal(getattr(one, name), getattr(other, name))
     assert sum(batch.num_targets for batch in here) == dataset.targets.sum()
 
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_an_image_that_is_lost_on_the_way_is_named_with_its_row(workers: int, dataset: Dataset) -> None:
-    rows, folder = dataset.sources[0]
-    name = json.loads(rows.path.read_text())[0]["image"]
-    (Path(str(folder)) / name).unlink()
+    source = dataset.index.sources[0]
+    rows = source.rows
+    name = rows[0]["image"]
+    (Path(str(source.images)) / name).unlink()
     with pytest.raises(DataError) as error:
         list(batches(dataset, [(1,), (2, 0)], workers=workers))
     message = str(error.value)

@@ -1,4 +1,4 @@
-"""Rows in the form of LLaVA's data files are understood; whatever differs is refused with file, row and key."""
+"""Rows in LLaVA's form are understood; whatever is wrong with a row is refused with file, row, key and kind."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_one_picture_as_llava_writes_it() -> None:
     )
 
 
-@pytest.mark.parametrize("absent", [{}, {"image": None}, {"image": []}])
+@pytest.mark.parametrize("absent", [{}, {"image": None}, {"image": []}, {"image": ""}, {"images": []}])
 def test_text_alone(absent: dict[str, Any]) -> None:
     found = understood(row("Hi", "Hello", **absent), folder=None)
     assert found.messages == (Message("user", (Text("Hi"),)), Message("assistant", (Text("Hello"),)))
@@ -107,12 +107,12 @@ def test_ids_are_text_or_absent() -> None:
     ("bad", "message"),
     [
         ({}, "no 'conversations' in the row (it has: nothing)"),
-        ({"id": 1, "messages": []}, "no 'conversations' in the row (it has: 'id', 'messages')"),
+        ({"id": 1, "texts": None}, "no 'conversations' in the row (it has: 'id', 'texts')"),
+        ({"id": 1, "messages": []}, "'messages' is not a list of turns, or is empty"),
         ({"conversations": []}, "'conversations' is not a list of turns, or is empty"),
         ({"conversations": {}}, "'conversations' is not a list of turns, or is empty"),
         ({"conversations": "Q"}, "'conversations' is not a list of turns, or is empty"),
         ({"conversations": ["Q", "A"]}, "turn 1 is not an object with 'from' and 'value'"),
-        ({"conversations": [["Q", "A"]]}, "turn 1 is not an object with 'from' and 'value'"),
         ({"conversations": [turn("human", "Q"), {"from": "gpt"}]}, "turn 2 is not an object with 'from' and 'value'"),
         ({"conversations": [turn("human", "Q"), None]}, "turn 2 is not an object with 'from' and 'value'"),
         (
@@ -141,12 +141,13 @@ def test_ids_are_text_or_absent() -> None:
             "turn 3: the answer is empty",
         ),
         (row("<image>\nQ", "A"), "0 images but 1 <image> in the conversations; they must agree"),
-        (row("Q", "A", image="a.jpg"), "1 image but 0 <image> in the conversations; they must agree"),
         (row("<image><image>", "A", image="a.jpg"), "1 image but 2 <image> in the conversations; they must agree"),
         (row("<image>", "A", image=["a", "b"]), "2 images but 1 <image> in the conversations; they must agree"),
         (row("<image>", "A", image=3), "'image' is neither a path nor a list of paths"),
-        (row("<image>", "A", image=""), "'image' is neither a path nor a list of paths"),
-        (row("<image>", "A", image={"path": "a"}), "'image' is neither a path nor a list of paths"),
+        (row("<image>", "A", image=""), "0 images but 1 <image> in the conversations; they must agree"),
+        (row("<image>", "A", image={"path": 3}), "'image' is neither a path nor a list of paths"),
+        (row("<image>", "A", image={"height": 3}), "'image' is neither a path nor a list of paths"),
+        (row("<image>", "A", image="a", images=["a"]), "the row has 'image' and 'images'; keep one of them"),
         (row("<image>", "A", image=["a", None]), "'image' is neither a path nor a list of paths"),
         (row("<image>", "A", image=[["a"]]), "'image' is neither a path nor a list of paths"),
     ],
@@ -154,6 +155,47 @@ def test_ids_are_text_or_absent() -> None:
 def test_what_is_refused(bad: dict[str, Any], message: str) -> None:
     found = refused(bad)
     assert found.startswith(message) if message.endswith(", ") else found == message
+
+
+@pytest.mark.parametrize(
+    ("bad", "kind"),
+    [
+        ({}, "form"),
+        ({"conversations": [turn("bot", "Q"), turn("gpt", "A")]}, "role"),
+        (row("Q"), "order"),
+        (row("Q", " "), "empty_answer"),
+        (row("<image>", "A"), "image_count"),
+        (row("<image>", "A", image="https://example.org/a.jpg"), "image_missing"),
+        (row("Q", "A", videos=["a.mp4"]), "form"),
+    ],
+)
+def test_kinds_of_what_is_refused(bad: dict[str, Any], kind: str) -> None:
+    with pytest.raises(DataError) as error:
+        to_conversation(bad, ORIGIN, "images")
+    assert error.value.kind == kind
+
+
+@pytest.mark.parametrize("folder", ["images", None])
+def test_urls_of_rows_are_never_fetched(folder: str | None) -> None:
+    said = refused(row("<image>", "A", image="https://example.org/a.jpg"), folder=folder)
+    assert "https://example.org/a.jpg" in said and "--download" in said
+
+
+def test_absolute_paths_into_the_folder_are_paths_of_it() -> None:
+    for path in ("/data/images/x/a b.jpg", "file:///data/images/x/a%20b.jpg"):
+        assert understood(row("<image>", "A", image=path), "/data/images").images == (
+            ImageRef("x/a b.jpg", "/data/images"),
+        )
+    # Opening these refuses them, as leading out of the folder.
+    for path in ("/data/other/a.jpg", "/data/images2/a.jpg", "../a.jpg"):
+        assert understood(row("<image>", "A", image=path), "/data/images").images == (ImageRef(path, "/data/images"),)
+
+
+@pytest.mark.parametrize(("key", "value"), [("loss", False), ("weight", 0)])
+def test_answers_that_are_not_to_be_learned_are_no_secret(key: str, value: Any) -> None:
+    turns = [turn("human", "Q"), {**turn("gpt", "A"), key: value}]
+    assert refused({"conversations": turns}) == f"turn 2 has {key!r}: {value}, but all answers are learned"
+    assert understood({"conversations": [turn("human", "Q"), {**turn("gpt", "A"), key: 1}]}).messages[1].text == "A"
 
 
 def test_an_image_needs_a_folder() -> None:

@@ -14,7 +14,7 @@ from prompters import FEATURES, make_prompter
 from rich.console import Console
 from tiny import make_data
 
-from sightline.data.index import BadRow, Dataset, open_dataset, write_bad_rows
+from sightline.data.dataset import Dataset, open_dataset, write_bad_rows
 from sightline.errors import DataError
 from sightline.recipe import DataRecipe
 from sightline.types import IGNORE
@@ -34,10 +34,10 @@ def opened(*entries: DataRecipe, max_length: int = 512, console: Console | None 
 
 def changed(entry: DataRecipe, changes: dict[int, dict[str, Any] | None], name: str, **more: Any) -> DataRecipe:
     """A copy of a file in which some rows (counted from 1) are other ones."""
-    rows = json.loads(Path(entry.path).read_text())
+    rows = json.loads(Path(str(entry.path)).read_text())
     for number, row in changes.items():
         rows[number - 1] = row
-    path = Path(entry.path).with_name(name)
+    path = Path(str(entry.path)).with_name(name)
     path.write_text(json.dumps(rows))
     return entry.model_copy(update={"path": str(path), **more})
 
@@ -86,9 +86,15 @@ REASONS = {
 }
 
 
+KINDS_OF_REASONS = [
+    *("form", "image_unreadable", "image_unreadable", "image_outside", "image_count", "no_target", "image_cut"),
+    *("form", "other"),
+]
+
+
 def test_every_sample_is_counted(good: DataRecipe) -> None:
     dataset = opened(good)
-    rows = json.loads(Path(good.path).read_text())
+    rows = json.loads(Path(str(good.path)).read_text())
     assert len(dataset) == len(rows) == ROWS
     assert dataset.bad_rows == ()
     for number, row in enumerate(rows):
@@ -105,7 +111,7 @@ def test_every_sample_is_counted(good: DataRecipe) -> None:
 def test_facts(good: DataRecipe) -> None:
     dataset = opened(good)
     facts = dataset.facts()
-    images = [row.get("image", []) for row in json.loads(Path(good.path).read_text())]
+    images = [row.get("image", []) for row in json.loads(Path(str(good.path)).read_text())]
     assert (facts["rows"], facts["bad_rows"]) == (ROWS, 0)
     assert facts["text_only_rows"] == sum(not image for image in images) == 4
     assert facts["images"] == sum(1 if isinstance(image, str) else len(image) for image in images)
@@ -144,7 +150,7 @@ def test_bad_rows_stop_the_run_and_the_first_is_named(good: DataRecipe) -> None:
 @pytest.mark.parametrize("number", REASONS)
 def test_each_bad_row_says_why(number: int, good: DataRecipe) -> None:
     bad = bad_rows(good, "bad.json")
-    row = json.loads(Path(bad.path).read_text())[number - 1]
+    row = json.loads(Path(str(bad.path)).read_text())[number - 1]
     single = changed(good, {number: row}, "single.json")
     message = said(single)
     assert message.startswith(f"{single.path}: row {number}: {REASONS[number]}")
@@ -162,7 +168,10 @@ def test_bad_rows_are_listed_and_left_out(good: DataRecipe, tmp_path: Path) -> N
     assert (dataset.facts()["rows"], dataset.facts()["bad_rows"]) == (ROWS - len(REASONS), len(REASONS))
     write_bad_rows(dataset, tmp_path / "bad_rows.jsonl")
     listed = [json.loads(line) for line in (tmp_path / "bad_rows.jsonl").read_text(encoding="utf-8").splitlines()]
-    assert [BadRow(line["row"], line["reason"]) for line in listed] == list(dataset.bad_rows)
+    assert [(line["file"], line["row"]) for line in listed] == [(bad.path, number) for number in REASONS]
+    assert [line["kind"] for line in listed] == KINDS_OF_REASONS
+    assert [line["reason"] for line in listed] == [row.reason for row in dataset.bad_rows]
+    assert listed[1]["remedy"] == "replace the file, or drop the row"
 
 
 @pytest.mark.parametrize(("first", "second"), [("skip", "stop"), ("stop", "skip")])
@@ -216,7 +225,8 @@ def test_a_dataset_travels_to_workers(good: DataRecipe) -> None:
 
 def test_progress_is_for_terminals_only(good: DataRecipe) -> None:
     pipe, terminal = io.StringIO(), io.StringIO()
-    opened(good, console=Console(file=pipe))
-    opened(good, console=Console(file=terminal, force_terminal=True))
+    for file, is_terminal in ((pipe, False), (terminal, True)):
+        console = Console(file=file, force_terminal=is_terminal)
+        open_dataset((good,), make_prompter(), 512, console, cache=None)
     assert pipe.getvalue() == ""
     assert "Checking data.json" in terminal.getvalue()

@@ -9,6 +9,7 @@ import pytest
 import tiny
 import torch
 from exports import built
+from prompters import seen
 
 from sightline.model.generate import Memory, Sampling, replies, reply
 from sightline.model.load import VLM, load
@@ -70,7 +71,7 @@ def test_nearly_the_same_logits(vlm: VLM, whole: VLM, bits: int, question: Messa
     with torch.no_grad():
         exact, rounded = (
             each.model(
-                input_ids=torch.from_numpy(encoded.ids)[None], pixel_values=each.prompter.pixels(encoded.images)
+                input_ids=torch.from_numpy(encoded.ids)[None], pixel_values=seen(each.prompter, encoded.images)
             ).logits.float()
             for each in (whole, vlm)
         )

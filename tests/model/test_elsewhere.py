@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from exports import CASES, conversations, make_case, ours
+from prompters import seen
 
 from sightline.model.generate import replies
 from sightline.model.load import VLM, load
@@ -57,7 +58,7 @@ json.dump(results, open(sys.argv[2], "w"))
 
 
 def logits(vlm: VLM, encoded: Encoded) -> torch.Tensor:
-    pixels = {"pixel_values": vlm.prompter.pixels(encoded.images)} if encoded.images else {}
+    pixels = {"pixel_values": seen(vlm.prompter, encoded.images)} if encoded.images else {}
     with torch.no_grad():
         result: torch.Tensor = vlm.model(input_ids=torch.from_numpy(encoded.ids)[None], **pixels).logits[0]
     return result
@@ -81,7 +82,7 @@ def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Path]
         said[case] = {
             "ids": [sample.ids.tolist() for sample in encoded],
             "logits": [logits(vlm, sample) for sample in encoded],
-            "pixels": [vlm.prompter.pixels(sample.images) if sample.images else None for sample in encoded],
+            "pixels": [seen(vlm.prompter, sample.images) if sample.images else None for sample in encoded],
             "text": replies(vlm, questions, max_new_tokens=8, batch_size=1),
         }
         merge_adapters(vlm.model)

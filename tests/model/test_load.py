@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
+from prompters import seen
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig
 
@@ -237,7 +238,7 @@ def test_the_vision_tower_makes_as_many_features_as_are_counted(saved: Path) -> 
     for strategy, count in (("default", 16), ("full", 17)):
         model.config.vision_feature_select_strategy = strategy
         assert tokens_per_image(model.config) == count
-        pixels = vlm.prompter.pixels([picture])
+        pixels = seen(vlm.prompter, [picture])
         features = model.get_image_features(pixel_values=pixels, vision_feature_select_strategy=strategy).pooler_output
         assert torch.cat(tuple(features)).shape[-2:] == (count, 64)
 

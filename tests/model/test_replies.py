@@ -14,6 +14,7 @@ import pytest
 import tiny
 import torch
 from PIL import Image
+from prompters import seen
 
 from sightline.errors import DataError
 from sightline.model.assemble import assemble, make_prompter
@@ -72,7 +73,7 @@ def theirs(vlm: VLM, messages: Sequence[Message], count: int, **settings: Any) -
     """The oracle: the new tokens of transformers' generate, alone and without padding."""
     encoded = vlm.prompter.encode(messages)
     ids = torch.from_numpy(encoded.ids)[None]
-    pixels = {"pixel_values": vlm.prompter.pixels(encoded.images)} if encoded.images else {}
+    pixels = {"pixel_values": seen(vlm.prompter, encoded.images)} if encoded.images else {}
     out: Any = vlm.model.generate(
         input_ids=ids,
         attention_mask=torch.ones_like(ids),
@@ -107,8 +108,7 @@ def test_as_transformers(vlm: VLM, pictures: dict[str, ImageRef]) -> None:
 def test_padding_on_the_left_moves_nothing(vlm: VLM, pictures: dict[str, ImageRef]) -> None:
     """The logits behind a padded prompt are those of the prompt alone, so that no answer hangs by a thread."""
     short = vlm.prompter.encode([ask("What?", [pictures["red"]])])
-    ids = torch.from_numpy(short.ids)[None]
-    pixels = vlm.prompter.pixels(short.images)
+    ids, pixels = torch.from_numpy(short.ids)[None], seen(vlm.prompter, short.images)
     padded = torch.cat([torch.full((1, 37), vlm.prompter.pad_token_id), ids], 1)
     mask = torch.cat([torch.zeros(1, 37, dtype=torch.long), torch.ones_like(ids)], 1)
     settings = {"max_new_tokens": 3, "do_sample": False, "output_logits": True, "return_dict_in_generate": True}

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from prompters import seen
 from tiny import make_llm, make_tower
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
@@ -56,7 +57,7 @@ def test_pad_is_a_square_of_the_mean_colour(size: tuple[int, int], folder: Path)
     square.paste(picture, ((side - size[0]) // 2, (side - size[1]) // 2))
     expected = np.asarray(square.resize((56, 56), Image.Resampling.BICUBIC), dtype=np.float64) / 255
     expected = ((expected - MEAN) / STD).transpose(2, 0, 1)
-    found = prompter(folder, "pad").pixels([ref(picture)])
+    found = seen(prompter(folder, "pad"), [ref(picture)])
     assert (found.shape, found.dtype) == ((1, 3, 56, 56), torch.float32)
     assert np.abs(found[0].numpy() - expected).max() <= ONE_LEVEL + 1e-6
 
@@ -66,7 +67,7 @@ def test_crop_is_what_transformers_does_for_clip(size: tuple[int, int], folder: 
     picture = noise(*size)
     reference = CLIPImageProcessorPil(size={"shortest_edge": 56}, crop_size={"height": 56, "width": 56})
     expected = reference([picture], return_tensors="pt")["pixel_values"]
-    found = prompter(folder, "crop").pixels([ref(picture)])
+    found = seen(prompter(folder, "crop"), [ref(picture)])
     assert torch.equal(found, expected)
     assert found.shape == (1, 3, 56, 56)
 
@@ -74,7 +75,7 @@ def test_crop_is_what_transformers_does_for_clip(size: tuple[int, int], folder: 
 def test_pad_shows_everything_and_crop_the_middle(folder: Path) -> None:
     wide = Image.new("RGB", (168, 56), "black")
     wide.paste("white", (0, 0, 56, 56))
-    padded, cropped = (prompter(folder, ratio).pixels([ref(wide)])[0] for ratio in ("pad", "crop"))
+    padded, cropped = (seen(prompter(folder, ratio), [ref(wide)])[0] for ratio in ("pad", "crop"))
     white = (1 - torch.tensor(MEAN)) / torch.tensor(STD)
     assert torch.allclose(padded[:, 28, 5], white, atol=1e-3)
     assert cropped.amax() < 0
@@ -102,6 +103,7 @@ def test_turned_and_transparent_pictures_are_seen_upright_and_on_white(folder: P
 
 @pytest.mark.parametrize("ratio", ["pad", "crop"])
 def test_the_grey_picture_is_almost_nothing(ratio: str, folder: Path) -> None:
-    grey = prompter(folder, ratio).grey_pixels()
+    one = prompter(folder, ratio)
+    grey = one.pixel_values(one.grey_pixels())
     assert grey.shape == (1, 3, 56, 56)
     assert grey.abs().max() < 2 * ONE_LEVEL

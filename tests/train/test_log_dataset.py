@@ -7,12 +7,11 @@ import json
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 from tiny import write_recipe
 
 from sightline.errors import DataError, ModelError, UserError
-from sightline.train.log_dataset import arguments, folded, run
+from sightline.train.log_dataset import arguments, run
 
 
 @pytest.fixture(scope="module")
@@ -101,8 +100,3 @@ def test_a_length_that_the_model_does_not_have(recipe: Path, capsys: pytest.Capt
 def test_a_recipe_that_does_not_exist(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(UserError):
         printed(capsys, "no/such/recipe.yaml")
-
-
-def test_folded() -> None:
-    assert folded(np.array([1, 319, *[-100] * 576, 2, 2, 7])) == "1 319 -100*576 2 2 7"
-    assert folded(np.array([], dtype=np.int64)) == ""

@@ -191,7 +191,10 @@ def test_bad_rows_are_listed_or_stop_the_run(path: Path, trained: Trained, tmp_p
     assert not (tmp_path / "stop").exists()
     run = trained(*changes, "data.0.on_bad_row=skip", name="skip")
     listed = [json.loads(line) for line in (run / "bad_rows.jsonl").read_text(encoding="utf-8").splitlines()]
-    assert [row["row"] for row in listed] == [f"{data}: row 5", f"{data}: row 8"]
+    assert [(row["file"], row["row"], row["kind"]) for row in listed] == [
+        (str(data), 5, "image_missing"),
+        (str(data), 8, "form"),
+    ]
 
 
 def test_an_image_that_vanishes_during_the_run(path: Path, tmp_path: Path) -> None:
@@ -228,8 +231,8 @@ def test_a_gradient_that_is_no_number_is_never_saved(
     forward = PackedLoss.forward
     calls: list[int] = []
 
-    def overflow(module: PackedLoss, batch: Any) -> torch.Tensor:
-        loss = forward(module, batch)
+    def overflow(module: PackedLoss, *inputs: Any) -> torch.Tensor:
+        loss = forward(module, *inputs)
         calls.append(1)
         if len(calls) == 2:
             loss.register_hook(lambda gradient: gradient * float("inf"))

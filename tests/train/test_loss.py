@@ -15,6 +15,7 @@ from sightline.train import loss as loss_module
 from sightline.train.loss import PackedLoss
 
 VOCABULARY, WIDTH = 5, 3
+SEEN = torch.zeros(1, 3, 2, 2)
 
 
 class Table(nn.Module):
@@ -58,7 +59,7 @@ def batch(ids: list[int], at: list[int], targets: list[int]) -> Batch:
         sample_lengths=(len(ids),),
         predict_at=torch.tensor(at, dtype=torch.long),
         target_ids=torch.tensor(targets, dtype=torch.long),
-        pixel_values=torch.zeros(1, 3, 2, 2),
+        pixels=torch.zeros(1, 3, 2, 2, dtype=torch.uint8),
     )
 
 
@@ -75,18 +76,18 @@ IDS, AT, TARGETS = [3, 1, 4, 1, 0, 2, 2, 4], [1, 2, 3, 5, 6], [4, 1, 0, 2, 4]
 
 
 def test_it_is_the_sum_over_the_targets(model: Any) -> None:
-    loss = PackedLoss(model)(batch(IDS, AT, TARGETS))
+    loss = PackedLoss(model)(batch(IDS, AT, TARGETS), SEEN)
     assert loss.shape == ()
     assert float(loss.detach()) == pytest.approx(by_hand(model, IDS, AT, TARGETS), rel=1e-6)
 
 
 def test_the_loss_of_even_odds_is_the_logarithm_of_their_number(model: Any) -> None:
     nn.init.zeros_(model.lm_head.weight)
-    assert float(PackedLoss(model)(batch(IDS, AT, TARGETS)).detach()) == pytest.approx(5 * math.log(VOCABULARY))
+    assert float(PackedLoss(model)(batch(IDS, AT, TARGETS), SEEN).detach()) == pytest.approx(5 * math.log(VOCABULARY))
 
 
 def test_only_positions_with_a_target_go_through_the_head(model: Any) -> None:
-    PackedLoss(model)(batch(IDS, AT, TARGETS)).backward()
+    PackedLoss(model)(batch(IDS, AT, TARGETS), SEEN).backward()
     assert model.lm_head.rows == [5]
     # Token 3 is in front of nothing that is learnt, so it learns nothing itself.
     learnt = model.model.vectors.weight.grad.abs().sum(1) > 0
@@ -95,12 +96,12 @@ def test_only_positions_with_a_target_go_through_the_head(model: Any) -> None:
 
 @pytest.mark.parametrize(("chunk", "rows"), [(5, [5]), (4, [4, 1]), (2, [2, 2, 1]), (1, [1] * 5)])
 def test_chunks_change_nothing(model: Any, monkeypatch: pytest.MonkeyPatch, chunk: int, rows: list[int]) -> None:
-    PackedLoss(model)(batch(IDS, AT, TARGETS)).backward()
+    PackedLoss(model)(batch(IDS, AT, TARGETS), SEEN).backward()
     whole = [parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None]
     model.zero_grad()
     model.lm_head.rows.clear()
     monkeypatch.setattr(loss_module, "CHUNK", chunk)
-    loss = PackedLoss(model)(batch(IDS, AT, TARGETS))
+    loss = PackedLoss(model)(batch(IDS, AT, TARGETS), SEEN)
     assert model.lm_head.rows == rows
     assert float(loss.detach()) == pytest.approx(by_hand(model, IDS, AT, TARGETS), rel=1e-6)
     loss.backward()
@@ -112,14 +113,14 @@ def test_chunks_change_nothing(model: Any, monkeypatch: pytest.MonkeyPatch, chun
 
 
 def test_no_target_is_no_loss(model: Any) -> None:
-    loss = PackedLoss(model)(batch(IDS, [], []))
+    loss = PackedLoss(model)(batch(IDS, [], []), SEEN)
     assert float(loss.detach()) == 0.0
     loss.backward()
     assert not model.lm_head.weight.grad.any() and not model.model.vectors.weight.grad.any()
 
 
 def test_the_model_is_told_the_borders_and_keeps_no_cache(model: Any) -> None:
-    PackedLoss(model)(batch(IDS, AT, TARGETS))
+    PackedLoss(model)(batch(IDS, AT, TARGETS), SEEN)
     told = model.model.keywords
     assert told["sample_lengths"] == (8,) and told["use_cache"] is False
     assert told["position_ids"].tolist() == [list(range(8))]
@@ -127,13 +128,13 @@ def test_the_model_is_told_the_borders_and_keeps_no_cache(model: Any) -> None:
 
 def test_pixels_take_the_number_format_of_the_tower(model: Any) -> None:
     model.model.vision_tower.to(torch.bfloat16)
-    PackedLoss(model)(batch(IDS, AT, TARGETS))
+    PackedLoss(model)(batch(IDS, AT, TARGETS), SEEN)
     assert cast(torch.Tensor, model.model.keywords["pixel_values"]).dtype == torch.bfloat16
 
 
 def test_the_sum_is_made_in_full_precision(model: Any) -> None:
     model.to(torch.bfloat16)
-    loss = PackedLoss(model)(batch(IDS * 40, [i * 8 for i in range(40)], [1] * 40))
+    loss = PackedLoss(model)(batch(IDS * 40, [i * 8 for i in range(40)], [1] * 40), SEEN)
     assert loss.dtype == torch.float32
     # In bfloat16 a sum of this size has steps of 0.5.
     logits = model.lm_head(model.model.vectors.weight[3]).detach().double()

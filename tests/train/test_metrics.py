@@ -16,7 +16,7 @@ from rich.console import Console
 from sightline.errors import DataError, MissingExtra, UserError
 from sightline.train import metrics
 from sightline.train.metrics import Log, cut, peak_memory, read_log
-from sightline.train.progress import Smooth, duration, progress_line, short
+from sightline.train.progress import Smooth, progress_line
 
 
 class Clock:
@@ -213,7 +213,7 @@ def test_on_a_terminal_one_line_is_redrawn_and_remarks_stay_above(tmp_path: Path
 @pytest.mark.parametrize("width", [20, 40, 60, 80, 120, 200])
 def test_the_progress_line_fits(width: int) -> None:
     smooth = Smooth()
-    smooth.add(1.5, 20_000, 1.0)
+    smooth.add(1.5, 20_000, 1.0, 0.1)
     record = {
         "step": 1200,
         "lr": {"llm": 2e-5, "projector": 1e-3},
@@ -225,16 +225,17 @@ def test_the_progress_line_fits(width: int) -> None:
     assert line.cell_len <= max(width, len("step 1200/5197  loss 1.5000"))
     assert line.plain.startswith("step 1200/5197") and "loss 1.5000" in line.plain
     assert ("21.5 GB" in line.plain) == (width >= 120)
+    assert ("waiting 10%" in line.plain) == (width >= 120)
     assert ("1 h 06 min left" in line.plain) == (width >= 60)
 
 
 def test_smoothing_leaves_out_the_warm_up_and_what_is_no_number() -> None:
     smooth = Smooth()
-    smooth.add(4.0, 100, 50.0)
-    assert (smooth.loss, smooth.tokens_per_second) == (pytest.approx(4.0), 2.0)
-    smooth.add(2.0, 300, 1.0)
+    smooth.add(4.0, 100, 50.0, 40.0)
+    assert (smooth.loss, smooth.tokens_per_second, smooth.data_share) == (pytest.approx(4.0), 2.0, 0.8)
+    smooth.add(2.0, 300, 1.0, 0.5)
     smooth.add(2.0, 100, 1.0)
-    assert smooth.tokens_per_second == 200.0
+    assert (smooth.tokens_per_second, smooth.data_share) == (200.0, 0.25)
     weights = [0.05 * 0.95**2, 0.05 * 0.95, 0.05]
     expected = (4 * weights[0] + 2 * weights[1] + 2 * weights[2]) / sum(weights)
     assert smooth.loss == pytest.approx(expected)
@@ -242,22 +243,6 @@ def test_smoothing_leaves_out_the_warm_up_and_what_is_no_number() -> None:
     assert math.isnan(smooth.loss)
     smooth.add(expected, 100, 1.0)
     assert smooth.loss == pytest.approx(expected)
-
-
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [(0, "0"), (0.15, "0.15"), (2e-5, "2e-05"), (999.6, "1k"), (12_345, "12.3k"), (-1500, "-1.5k"), (7.06e9, "7.06G")],
-)
-def test_short_numbers(value: float, text: str) -> None:
-    assert short(value) == text
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(-3, "0 s"), (8.4, "8 s"), (59.6, "1 min 00 s"), (192, "3 min 12 s"), (7500, "2 h 05 min"), (97_200, "1 d 03 h")],
-)
-def test_durations(seconds: float, text: str) -> None:
-    assert duration(seconds) == text
 
 
 def test_memory_is_at_least_that_of_the_interpreter() -> None:

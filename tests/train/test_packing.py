@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 import tiny
 import torch
+from prompters import seen
 from transformers import LlavaForConditionalGeneration, MistralConfig, MistralForCausalLM
 
 from sightline.data.collate import Batch, PackReader
-from sightline.data.index import Dataset, open_dataset
+from sightline.data.dataset import Dataset, open_dataset
 from sightline.model.assemble import assemble, make_prompter
 from sightline.model.attention import packed_attention
 from sightline.recipe import DataRecipe, ModelRecipe
@@ -27,6 +28,9 @@ SINGLE, TEXT, PAIR, TURNS = 0, 3, 4, 5
 
 SPREAD = 0.06
 """Of the random weights; so wide that attention matters for the loss."""
+
+MEAN, STD = torch.tensor(((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)))[:, :, None, None]
+"""Of CLIP's colours."""
 
 Model = LlavaForConditionalGeneration
 
@@ -78,7 +82,7 @@ def apart(model: Model, dataset: Dataset, samples: tuple[int, ...]) -> tuple[flo
     total = 0.0
     for sample in samples:
         encoded = dataset.encode(sample)
-        pixels = {"pixel_values": dataset.prompter.pixels(encoded.images)} if encoded.images else {}
+        pixels = {"pixel_values": seen(dataset.prompter, encoded.images)} if encoded.images else {}
         ids, labels = (torch.from_numpy(array)[None] for array in (encoded.ids, encoded.labels))
         mean = model(input_ids=ids, labels=labels, attention_mask=torch.ones_like(ids), **pixels).loss
         (mean * encoded.num_targets).backward()
@@ -92,7 +96,8 @@ def together(model: Model, batch: Batch, **keywords: Any) -> tuple[float, dict[s
     if keywords.pop("checkpointing", False):
         model.model.language_model.activation_checkpointing_enable({"use_reentrant": False})
     with packed_attention(model):
-        total = PackedLoss(model)(dataclasses.replace(batch, **keywords))
+        batch = dataclasses.replace(batch, **keywords)
+        total = PackedLoss(model)(batch, (batch.pixels / 255 - MEAN) / STD)
         total.backward()
     return float(total.detach()), gradients(model)
 
@@ -128,7 +133,7 @@ def test_a_pack_equals_its_samples(
     model, dataset = made(world, llm)
     batch = PackReader(dataset)[samples]
     assert isinstance(batch, Batch)
-    assert batch.pixel_values.shape[0] == 4 and batch.num_targets > 7
+    assert batch.pixels.shape[0] == 4 and batch.num_targets > 7
     loss, found = together(model, batch, checkpointing=checkpointing)
     expected, wanted = apart(model, dataset, samples)
     assert loss == pytest.approx(expected, rel=1e-6)
@@ -181,7 +186,7 @@ def test_the_comparison_notices_an_image_in_another_place(world: Path) -> None:
     batch = PackReader(dataset)[samples]
     assert isinstance(batch, Batch)
     _, wanted = apart(model, dataset, samples)
-    _, found = together(model, batch, pixel_values=batch.pixel_values.flip(0))
+    _, found = together(model, batch, pixels=batch.pixels.flip(0))
     assert difference(found, wanted) > 1e-2
 
 

@@ -13,7 +13,7 @@ import torch
 from runs import log, losses
 
 from sightline.data.collate import batches
-from sightline.data.index import Dataset, open_dataset
+from sightline.data.dataset import Dataset, open_dataset
 from sightline.data.plan import Plan
 from sightline.model.assemble import assemble, make_prompter
 from sightline.model.attention import packed_attention
@@ -125,10 +125,10 @@ def test_the_targets_of_the_log_are_those_of_the_batches(trained: Trained, monke
     batches_seen: list[tuple[int, int]] = []
     forward = PackedLoss.forward
 
-    def remember(module: PackedLoss, batch: Any) -> torch.Tensor:
+    def remember(module: PackedLoss, batch: Any, pixel_values: torch.Tensor) -> torch.Tensor:
         stand_in = batch.sample_lengths[-1] if not bool((batch.target_ids >= 0).any()) else 0
         batches_seen.append((batch.num_targets, batch.num_tokens - stand_in))
-        return forward(module, batch)
+        return forward(module, batch, pixel_values)
 
     monkeypatch.setattr(PackedLoss, "forward", remember)
     run = trained("batch.pack_tokens=4000", "optim.max_steps=4")

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from sightline.data.collate import Batch, batches
-from sightline.data.index import Dataset, open_dataset
+from sightline.data.dataset import Dataset, open_dataset
 from sightline.data.plan import Plan
 from sightline.errors import RecipeError
 from sightline.model.assemble import assemble, make_prompter
@@ -255,7 +255,7 @@ def test_adapters_begin_as_nothing_and_merge_exactly(path: Path) -> None:
     plain, dataset, _, _ = set_up(path, *tuned("frozen", "frozen", "full"))
     vlm, dataset, engine, _ = set_up(path, *tuned("lora", "lora", "full"), "tune.llm_lora.dropout=0.0")
     batch: Any = next(packs(dataset))
-    inputs = {"input_ids": batch.input_ids, "pixel_values": batch.pixel_values}
+    inputs = {"input_ids": batch.input_ids, "pixel_values": dataset.prompter.pixel_values(batch.pixels)}
     with torch.no_grad():
         torch.testing.assert_close(vlm.model.eval()(**inputs).logits, plain.model.eval()(**inputs).logits)
     engine.module.train()

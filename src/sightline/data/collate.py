@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from sightline.data.index import Dataset
+from sightline.data.dataset import Dataset
 from sightline.data.plan import Pack
 from sightline.errors import DataError
 from sightline.runtime import calm_tokenizers
@@ -31,8 +31,8 @@ class Batch:
     """int64 [M]: the positions whose next token is a target"""
     target_ids: torch.Tensor
     """int64 [M]: those targets"""
-    pixel_values: torch.Tensor
-    """float32 [I, 3, H, W], in the order of the image tokens"""
+    pixels: torch.Tensor
+    """uint8 [I, 3, H, W] (float32 where `Prompter.pixels` says so), in the order of the image tokens"""
 
     @property
     def num_targets(self) -> int:
@@ -51,16 +51,14 @@ class Batch:
         return Batch(sample_lengths=self.sample_lengths, **moved)
 
 
-def collate(
-    encoded: Sequence[Encoded], pixel_values: torch.Tensor | None, stand_in: Encoded, grey: torch.Tensor
-) -> Batch:
+def collate(encoded: Sequence[Encoded], pixels: torch.Tensor | None, stand_in: Encoded, grey: torch.Tensor) -> Batch:
     """Put samples behind one another.
 
     A pack without an image gets a stand-in sample of one grey image and no target, so that the vision tower and the
     projector take part in every backward pass on every rank; it leaves the loss and all other gradients as they are.
     """
-    if pixel_values is None:
-        encoded, pixel_values = [*encoded, stand_in], grey
+    if pixels is None:
+        encoded, pixels = [*encoded, stand_in], grey
     lengths = tuple(len(sample.ids) for sample in encoded)
     labels = np.concatenate([np.append(sample.labels[1:], IGNORE) for sample in encoded])
     at = np.flatnonzero(labels != IGNORE)
@@ -70,7 +68,7 @@ def collate(
         sample_lengths=lengths,
         predict_at=torch.from_numpy(at),
         target_ids=torch.from_numpy(labels[at]),
-        pixel_values=pixel_values,
+        pixels=pixels,
     )
 
 

@@ -1,93 +1,158 @@
-"""A row -> a conversation, for the form in which LLaVA's data files are written."""
+"""A row -> a conversation, whichever of the known forms it is written in."""
 
 from __future__ import annotations
 
+import os.path
+import urllib.parse
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from sightline.data.forms.pairs import paddlemix, query, texts
+from sightline.data.forms.reading import Picture, Reading, Turn, place
+from sightline.data.forms.turns import llava, mix, openai
 from sightline.data.sources import Row
+from sightline.data.verdict import Finding
 from sightline.errors import DataError
-from sightline.types import IMAGE, Conversation, ImageRef, Message, Role, interleave
+from sightline.types import Conversation, ImageRef, Message, Text
 
-ROLES: dict[str, Role] = {
-    "human": "user",
-    "user": "user",
-    "gpt": "assistant",
-    "assistant": "assistant",
-    "system": "system",
+FORMS: dict[str, Callable[[Row], Reading]] = {
+    "llava": llava,
+    "sharegpt4v": llava,
+    "internvl": llava,
+    "sharegpt": llava,
+    "paddlemix": paddlemix,
+    "mix": mix,
+    "openai": openai,
+    "messages": openai,
+    "texts": texts,
+    "query": query,
 }
+"""Name of a form -> the function that reads it; where the same keys mean the same, forms share it."""
+
+_TURNS = ("conversations", "conversation", "messages", "texts")
+_OTHER_MEDIA = ("video", "videos", "audio", "audios")
 
 
-def to_conversation(row: Row, origin: str, images_folder: str | Path | None) -> Conversation:
-    """Understand a LLaVA row: `conversations` of `{"from", "value"}`, `image` a path, a list of paths or absent.
+def to_conversation(row: Row, origin: str, images_folder: str | Path | None, form: str | None = None) -> Conversation:
+    """Understand a row; see `understand`."""
+    return understand(row, origin, images_folder, form)[0]
 
-    Images take the places of the `<image>`s in order. Raises DataError, beginning with `origin`, that names the key.
+
+def understand(
+    row: Row, origin: str, images_folder: str | Path | None, form: str | None = None
+) -> tuple[Conversation, tuple[Finding, ...]]:
+    """A row as a conversation, and what is worth knowing about it although it can be used.
+
+    `form` is a key of FORMS; None: chosen by looking at the row. Raises DataError, beginning with `origin`.
     """
     try:
-        turns = _turns(row)
-        paths = _image_paths(row)
+        reading = read_row(row, form)
+        for key in _OTHER_MEDIA:
+            if row.get(key):
+                raise DataError(f"the row has {key!r}; only images are understood", "form")
+        turns, findings = place(reading)
         folder = str(images_folder) if images_folder is not None else None
-        if paths and folder is None:
-            raise DataError("the row has an image, but no folder of images is given (data.N.images, or --image-folder)")
-        images = [ImageRef(path, folder) for path in paths]
-        places = sum(value.count(IMAGE) for _, value in turns)
-        if places != len(images):
-            raise DataError(
-                f"{_count(len(images), 'image')} but {_count(places, IMAGE)} in the conversations; they must agree"
+        messages = tuple(
+            Message(
+                turn.role, tuple(Text(part) if isinstance(part, str) else _ref(part, folder) for part in turn.content)
             )
-        messages, used = [], 0
-        for role, value in turns:
-            here = value.count(IMAGE)
-            messages.append(Message(role, interleave(value, images[used : used + here])))
-            used += here
+            for turn in turns
+        )
         _check_order(messages)
+        _check_choice(turns)
     except DataError as error:
-        raise DataError(f"{origin}: {error}") from None
-    return Conversation(tuple(messages), id=str(row.get("id", "")), origin=origin)
+        raise DataError(f"{origin}: {error}", error.kind) from None
+    identity = row.get("id")
+    return Conversation(messages, id="" if identity is None else str(identity), origin=origin), findings
 
 
-def _turns(row: Row) -> list[tuple[Role, str]]:
-    turns: Any = row.get("conversations", row.get("conversation"))
-    if turns is None:
-        raise DataError(f"no 'conversations' in the row (it has: {', '.join(map(repr, row)) or 'nothing'})")
-    if not isinstance(turns, list) or not turns:
-        raise DataError("'conversations' is not a list of turns, or is empty")
-    result: list[tuple[Role, str]] = []
-    for number, turn in enumerate(turns, 1):
-        if not isinstance(turn, dict) or not {"from", "value"} <= turn.keys():
-            raise DataError(f"turn {number} is not an object with 'from' and 'value'")
-        role = ROLES.get(turn["from"]) if isinstance(turn["from"], str) else None
-        if role is None:
-            raise DataError(f"turn {number}: unknown 'from' {turn['from']!r}; known: {', '.join(ROLES)}")
-        if not isinstance(turn["value"], str):
-            raise DataError(f"turn {number}: 'value' is {type(turn['value']).__name__}, not text")
-        result.append((role, turn["value"]))
-    return result
+def read_row(row: Row, form: str | None = None) -> Reading:
+    """What the form that is named, or the one that the row looks like, makes of a row."""
+    if form is None:
+        form = form_of(row)
+    if form not in FORMS:
+        raise DataError(f"no form is called {form!r}; known: {', '.join(FORMS)}", "form")
+    return FORMS[form](row)
 
 
-def _image_paths(row: Row) -> list[str]:
-    image = row.get("image")
-    if image is None:
-        return []
-    paths = image if isinstance(image, list) else [image]
-    if not all(isinstance(path, str) and path for path in paths):
-        raise DataError("'image' is neither a path nor a list of paths")
-    return paths
+def form_of(row: Row) -> str:
+    """The name of the form that a row is written in, judged by its keys and its first turn."""
+    has = [key for key in _TURNS if row.get(key) is not None]
+    if "query" in row and "response" in row:
+        has.append("query")
+    if len(has) > 1:
+        raise DataError(f"the row has {' and '.join(map(repr, has))}; name its form ({', '.join(FORMS)})", "form")
+    if not has or has[0] == "query":
+        return "query" if has else "llava"
+    turns: Any = row[has[0]]
+    first = turns[0] if isinstance(turns, list) and turns else None
+    if isinstance(first, list):
+        return "paddlemix"
+    keys = first.keys() if isinstance(first, dict) else ()
+    if "from" in keys:
+        images = row.get("images")
+        numbered = isinstance(images, list) and images and isinstance(images[0], dict) and "id" in images[0]
+        return "mix" if numbered else "llava"
+    if "role" in keys or "content" in keys:
+        return "openai"
+    if has[0] == "texts" or "assistant" in keys:
+        return "texts"
+    return "openai" if has[0] == "messages" else "llava"
 
 
-def _check_order(messages: list[Message]) -> None:
+def is_url(source: str) -> bool:
+    return source.startswith(("http://", "https://"))
+
+
+def _ref(picture: Picture, folder: str | None) -> ImageRef:
+    if picture.data is not None:
+        return ImageRef(picture.data)
+    source = picture.source
+    assert source is not None
+    if source.startswith("data:"):
+        return ImageRef(source)
+    if is_url(source):
+        raise DataError(
+            f"image {source}: images of rows are not fetched while they are used; "
+            "`sightline data convert IN OUT --to llava --download FOLDER` fetches them once",
+            "image_missing",
+        )
+    if folder is None:
+        raise DataError(
+            "the row has an image, but no folder of images is given (data.N.images, or --image-folder)", "image_missing"
+        )
+    return ImageRef(within(source, folder), folder)
+
+
+def within(source: str, folder: str) -> str:
+    """The path relative to the folder, where it is an absolute path (or file: URL) into it; otherwise as it is."""
+    path = urllib.parse.unquote(source.removeprefix("file://")) if source.startswith("file:///") else source
+    if not os.path.isabs(path):
+        return path
+    relative = os.path.relpath(path, os.path.abspath(folder))
+    return path if relative.startswith("..") else relative
+
+
+def _check_order(messages: Sequence[Message]) -> None:
     first = 2 if messages[0].role == "system" else 1
     turns = list(enumerate(messages, 1))[first - 1 :]
     for number, message in turns:
         expected = "assistant" if (number - first) % 2 else "user"
         if message.role != expected:
-            raise DataError(f"turn {number} is the {message.role}'s, expected the {expected}'s: turns must alternate")
+            raise DataError(
+                f"turn {number} is the {message.role}'s, expected the {expected}'s: turns must alternate", "order"
+            )
     if messages[-1].role != "assistant":
-        raise DataError("the conversation does not end with an answer")
+        raise DataError("the conversation does not end with an answer", "order")
     for number, message in turns:
         if message.role == "assistant" and not message.text.strip():
-            raise DataError(f"turn {number}: the answer is empty")
+            raise DataError(f"turn {number}: the answer is empty", "empty_answer")
 
 
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}" if what == IMAGE or number == 1 else f"{number} {what}s"
+def _check_choice(turns: Sequence[Turn]) -> None:
+    """Refuse rows that choose which answers are learned: all are, and to pass over the choice would hide it."""
+    for number, turn in enumerate(turns, 1):
+        for key in ("loss", "weight"):
+            if turn.role == "assistant" and turn.extra and turn.extra.get(key, 1) in (0, False):
+                raise DataError(f"turn {number} has {key!r}: {turn.extra[key]}, but all answers are learned", "form")

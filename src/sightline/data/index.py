@@ -1,163 +1,222 @@
-"""One pass over all rows of a recipe: tokens, targets, images and verdict of each, before a weight is loaded."""
+"""The sets of a recipe -> one index of all their rows: a line for each, bad ones included."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from rich.console import Console
-from rich.progress import track
 
-from sightline.data.formats import to_conversation
-from sightline.data.sources import Rows, open_rows
+from sightline.data.inspect import Source
+from sightline.data.sources import open_rows
+from sightline.data.survey import Survey, survey
+from sightline.data.verdict import Finding
 from sightline.errors import DataError
-from sightline.prompt.images import check_image
-from sightline.prompt.prompter import Prompter
+from sightline.prompt.prompter import Prompter, template_named
+from sightline.prompt.templates import TEMPLATES
 from sightline.recipe import DataRecipe
-from sightline.types import Conversation, Encoded
+from sightline.runtime import cache_folder, rank_0_first
+
+Cache = Path | Literal["user"] | None
+"""Where what was seen is kept: a folder, the folder `index` in `runtime.cache_folder()`, or nowhere."""
 
 
 @dataclass(frozen=True)
-class BadRow:
-    """A row that cannot be used, and why."""
+class Index:
+    """A line for every row that was looked at, bad ones included; the sources one behind the other."""
 
-    origin: str
-    reason: str
-
-
-@dataclass(frozen=True)
-class Dataset:
-    """The usable rows of all files of a recipe, in order, with what planning needs to know of each."""
-
-    sources: tuple[tuple[Rows, str | None], ...]
-    """The files, with their folders of images."""
-    where: np.ndarray
-    """int64 [N, 2]: file and row of each sample."""
-    tokens: np.ndarray
-    """int64 [N]: length of each sample, image tokens included, after cutting at max_length."""
-    targets: np.ndarray
-    """int64 [N]"""
-    images: np.ndarray
-    """int64 [N]"""
-    bad_rows: tuple[BadRow, ...]
-    prompter: Prompter
-    max_length: int
+    sources: tuple[Source, ...]
+    surveys: tuple[Survey, ...]
+    """What is known of the rows of each source."""
 
     def __len__(self) -> int:
-        return len(self.where)
-
-    def conversation(self, sample: int) -> Conversation:
-        """Read a sample from its file again."""
-        source, number = self.where[sample].tolist()
-        rows, folder = self.sources[source]
-        return to_conversation(rows[number], rows.origin(number), folder)
-
-    def origin(self, sample: int) -> str:
-        """How messages call the row of a sample."""
-        source, number = self.where[sample].tolist()
-        return self.sources[source][0].origin(number)
-
-    def encode(self, sample: int) -> Encoded:
-        return self.prompter.encode(self.conversation(sample).messages, max_length=self.max_length)
+        return int(self.starts[-1])
 
     @cached_property
-    def fingerprint(self) -> str:
-        """Changes when a sample, its order or its tokens may have changed."""
-        digest = hashlib.sha256()
-        for rows, folder in self.sources:
-            digest.update(f"{rows.path} {folder}".encode())
-            digest.update(rows.content)
-        for array in (self.where, self.tokens, self.targets, self.images):
-            digest.update(array.tobytes())
-        return digest.hexdigest()[:16]
+    def starts(self) -> np.ndarray:
+        """int64 [sources + 1]: the first line of each source."""
+        return np.cumsum([0, *(len(one.tokens) for one in self.surveys)])
 
-    def facts(self) -> dict[str, Any]:
-        """Counts for people, reports and the run folder."""
-        return {
-            "rows": len(self),
-            "bad_rows": len(self.bad_rows),
-            "images": int(self.images.sum()),
-            "text_only_rows": int((self.images == 0).sum()),
-            "tokens": int(self.tokens.sum()),
-            "targets": int(self.targets.sum()),
-            "longest": int(self.tokens.max(initial=0)),
-            "fingerprint": self.fingerprint,
-        }
+    @cached_property
+    def where(self) -> np.ndarray:
+        """int64 [N, 2]: source and row (from 0) of each line."""
+        counts = np.diff(self.starts)
+        rows = np.arange(len(self)) - self.starts[:-1].repeat(counts)
+        return np.stack([np.arange(len(counts)).repeat(counts), rows], axis=1)
 
-    def length_histogram(self, bins: int = 24) -> list[tuple[int, int]]:
-        """How many samples have up to so many tokens: (upper end, count)."""
-        width = -(-int(self.tokens.max()) // bins)
-        counts = np.bincount((self.tokens - 1) // width)
-        return [((number + 1) * width, int(count)) for number, count in enumerate(counts)]
+    @cached_property
+    def tokens(self) -> np.ndarray:
+        """int32 [N], after cutting at max_length; 0 where a row could not be understood, or without a tokenizer."""
+        return self._all("tokens")
+
+    @cached_property
+    def targets(self) -> np.ndarray:
+        """int32 [N]"""
+        return self._all("targets")
+
+    @cached_property
+    def images(self) -> np.ndarray:
+        """int32 [N]: how many"""
+        return self._all("images")
+
+    @cached_property
+    def bad(self) -> np.ndarray:
+        """bool [N]"""
+        return self._all("bad")
+
+    @cached_property
+    def digests(self) -> np.ndarray:
+        """uint64 [N] of what each row says and shows; 0 where it could not be understood."""
+        return self._all("digests")
+
+    @cached_property
+    def sizes(self) -> np.ndarray:
+        """int32 [M, 2]: width and height of every image, upright; (0, 0) where it cannot be read."""
+        return self._all("sizes")
+
+    @cached_property
+    def first_image(self) -> np.ndarray:
+        """int64 [N + 1]: `sizes[first_image[n] : first_image[n + 1]]` are those of line n."""
+        return np.concatenate([[0], np.cumsum(self.images, dtype=np.int64)])
+
+    def _all(self, name: str) -> np.ndarray:
+        arrays = [getattr(one, name) for one in self.surveys]
+        return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+
+    def origin(self, source: int, row: int) -> str:
+        """How messages call a row."""
+        return self.sources[source].rows.origin(row)
+
+    def findings(self) -> Iterator[tuple[int, int, Finding]]:
+        """Source, row (from 0) and finding, in the order of the rows; rows that say and show the same among them."""
+        again = self._duplicates()
+        for number, one in enumerate(self.surveys):
+            found = defaultdict(list)
+            for row, finding in one.findings():
+                found[row].append(finding)
+            for row, finding in again[number].items():
+                found[row].append(finding)
+            for row in sorted(found):
+                yield from ((number, row, finding) for finding in found[row])
+
+    def _duplicates(self) -> dict[int, dict[int, Finding]]:
+        """For each source, its rows that an earlier row equals. A file that is listed twice is meant twice."""
+        again: dict[int, dict[int, Finding]] = {number: {} for number in range(len(self.sources))}
+        seen = {(source.rows.path, source.images): number for number, source in reversed([*enumerate(self.sources)])}
+        first_listed = np.isin(self.where[:, 0], list(seen.values()))
+        lines = np.flatnonzero(first_listed & (self.digests != 0))
+        _, first, which = np.unique(self.digests[lines], return_index=True, return_inverse=True)
+        originals = lines[first[which]]
+        is_copy = lines != originals
+        for line, original in zip(lines[is_copy], originals[is_copy], strict=True):
+            source, row = self.where[line].tolist()
+            reason = f"the same as {self.origin(*self.where[original].tolist())}"
+            again[source][row] = Finding("duplicate", reason)
+        return again
+
+    def samples(self, seed: int) -> np.ndarray:
+        """int64 [S]: the usable lines that make an epoch, in order: of each source its share, repeated."""
+        chosen = [np.tile(lines[~self.bad[lines]], source.repeat) for source, lines in self._chosen(seed)]
+        return np.concatenate(chosen)
+
+    def bad_lines(self, seed: int) -> np.ndarray:
+        """int64: the lines that would belong to an epoch, were they usable."""
+        return np.concatenate([lines[self.bad[lines]] for _, lines in self._chosen(seed)])
+
+    def _chosen(self, seed: int) -> Iterator[tuple[Source, np.ndarray]]:
+        for number, source in enumerate(self.sources):
+            lines = np.arange(self.starts[number], self.starts[number + 1])
+            if source.ratio < 1:
+                # Bad rows take part in the draw, so that mending one does not change the others.
+                count = max(1, round(len(lines) * source.ratio))
+                draw = np.random.Generator(np.random.PCG64([seed, number])).permutation(len(lines))
+                lines = lines[np.sort(draw[:count])]
+            yield source, lines
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Index, (self.sources, self.surveys)  # without what was computed from them
 
 
-def open_dataset(entries: tuple[DataRecipe, ...], prompter: Prompter, max_length: int, console: Console) -> Dataset:
-    """Look at every row and every image of all files.
+def open_index(
+    entries: Sequence[DataRecipe],
+    prompter: Prompter | None,
+    max_length: int | None,
+    console: Console,
+    cache: Cache = "user",
+) -> Index:
+    """Look at every row and every image of all sets, or read from the cache what was seen in them before.
 
-    Rows that cannot be used stop with a DataError, or are set aside where the entry says `on_bad_row: skip`.
+    Rank 0 looks, the other ranks map what it stored. Raises DataError where a file or a folder is missing or damaged
+    as a whole; a bad row is a finding.
     """
-    sources, where, counts, bad, fatal = [], [], [], [], []
-    for entry in entries:
-        rows = open_rows(entry.path)
-        folder = str(entry.images) if entry.images is not None else None
-        if folder is not None and not Path(folder).is_dir():
-            raise DataError(f"the folder of images {folder} of {entry.path} is missing")
-        sources.append((rows, folder))
-        numbers = range(len(rows) if entry.head is None else min(entry.head, len(rows)))
-        for number in track(numbers, f"Checking {rows.path.name}", console=console, disable=not console.is_terminal):
-            try:
-                _, encoded = look_at(rows, number, folder, prompter, max_length)
-                counts.append((len(encoded.ids), encoded.num_targets, len(encoded.images)))
-                where.append((len(sources) - 1, number))
-            except DataError as error:
-                reason = str(error).removeprefix(f"{rows.origin(number)}: ")
-                bad.append(BadRow(rows.origin(number), reason))
-                if entry.on_bad_row == "stop":
-                    fatal.append(bad[-1])
-    if fatal:
-        first = fatal[0]
-        more = f" (and {len(fatal) - 1} more bad rows)" if len(fatal) > 1 else ""
-        raise DataError(f"{first.origin}: {first.reason}{more}; `on_bad_row: skip` leaves such rows out")
-    if not where:
-        raise DataError(f"no usable rows in {', '.join(str(entry.path) for entry in entries)}")
-    table = np.array(counts, dtype=np.int64)
-    return Dataset(
-        sources=tuple(sources),
-        where=np.array(where, dtype=np.int64),
-        tokens=table[:, 0],
-        targets=table[:, 1],
-        images=table[:, 2],
-        bad_rows=tuple(bad),
-        prompter=prompter,
-        max_length=max_length,
-    )
+    folder = cache_folder() / "index" if cache == "user" else cache
+
+    def opened() -> Index:
+        sources = open_sources(entries, prompter, max_length, cache)
+        return Index(sources, tuple(survey(source, console, folder) for source in sources))
+
+    return rank_0_first(opened)
 
 
-def write_bad_rows(dataset: Dataset, path: Path) -> None:
-    """List the rows that were left out, one JSON object a line."""
-    lines = [json.dumps({"row": row.origin, "reason": row.reason}, ensure_ascii=False) for row in dataset.bad_rows]
-    path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+def open_sources(
+    entries: Sequence[DataRecipe], prompter: Prompter | None, max_length: int | None, cache: Cache = "user"
+) -> tuple[Source, ...]:
+    """The files of all sets, found and opened, none of their rows looked at."""
+    folder = cache_folder() / "index" if cache == "user" else cache
+    return tuple(source for entry in entries for source in _open(entry, prompter, max_length, folder))
 
 
-def look_at(
-    rows: Rows, number: int, folder: str | None, prompter: Prompter, max_length: int
-) -> tuple[Conversation, Encoded]:
-    """Understand a row, check its images and encode it; DataErrors begin with the row's origin."""
-    origin = rows.origin(number)
-    try:
-        conversation = to_conversation(rows[number], origin, folder)
-        for image in conversation.images:
-            check_image(image)
-        encoded = prompter.encode(conversation.messages, max_length=max_length)
-        if not encoded.num_targets:
-            raise DataError(
-                f"no target is left within max_length {max_length}; raise batch.max_length or shorten the row"
-            )
-    except DataError as error:
-        raise DataError(f"{origin}: {str(error).removeprefix(f'{origin}: ')}") from None
-    return conversation, encoded
+def _open(entry: DataRecipe, prompter: Prompter | None, max_length: int | None, cache: Path | None) -> Iterator[Source]:
+    """The files that an entry stands for: its own, those of a known set, or those of an InternVL meta file."""
+    from sightline.data.meta import is_meta, meta_entries
+
+    if entry.template is not None and prompter is not None:
+        prompter = _with_template(prompter, entry.template)
+
+    def source(path: str, images: str | None, form: str | None, repeat: float = 1) -> Source:
+        rows = open_rows(path, cache)
+        if images is not None and not Path(images).is_dir():
+            raise DataError(f"the folder of images {images} of {path} is missing", "image_missing")
+        looked_at = len(rows) if repeat >= 1 else max(1, int(len(rows) * repeat))
+        return Source(
+            name=path,
+            rows=rows,
+            images=images,
+            prompter=prompter,
+            max_length=max_length,
+            form=form,
+            repeat=entry.repeat * max(1, int(repeat)),
+            ratio=entry.ratio,
+            on_bad_row=entry.on_bad_row,
+            looked_at=looked_at if entry.head is None else min(entry.head, looked_at),
+        )
+
+    if entry.use is not None:
+        from sightline.data.layouts import known_entries
+
+        root = entry.root or "data"
+        for file in known_entries(entry.use, root):
+            for path in (file.path, file.images):
+                if not Path(path).exists():
+                    prepare = f"sightline data prepare {entry.use} --root {root}"
+                    raise DataError(f"{path}, which belongs to {entry.use}, is missing: `{prepare}` brings it there")
+            yield source(file.path, file.images, file.form)
+        return
+    assert entry.path is not None
+    if is_meta(entry.path):
+        for part in meta_entries(entry.path):
+            yield source(part.path, part.images or entry.images, entry.form, part.repeat)
+        return
+    yield source(entry.path, entry.images, entry.form)
+
+
+def _with_template(prompter: Prompter, name: str) -> Prompter:
+    """The same prompter with another template; a system prompt that the recipe gives the model stays."""
+    own = prompter.template
+    told = own.default_system if own != TEMPLATES[own.name] else None
+    return replace(prompter, template=template_named(name, told))

@@ -6,6 +6,7 @@ A step is a pure function of (data, seed, step number). Ranks, packs and workers
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -37,10 +38,21 @@ class Plan:
     def samples(self, step: int) -> np.ndarray:
         """The samples of a step; within an epoch each one comes once, so its last step may be smaller."""
         epoch, within = divmod(step, self.steps_per_epoch)
-        order = np.arange(len(self.tokens))
-        if self.shuffle:
-            order = np.random.Generator(np.random.PCG64([self.seed, epoch])).permutation(len(self.tokens))
-        return order[within * self.global_batch : (within + 1) * self.global_batch]
+        return self._order(epoch)[within * self.global_batch : (within + 1) * self.global_batch]
+
+    def _order(self, epoch: int) -> np.ndarray:
+        if epoch not in self._orders:
+            # Who prepares batches is ahead of who trains on them, perhaps in the next epoch; nobody goes back.
+            self._orders.pop(epoch - 2, None)
+            order = np.arange(len(self.tokens))
+            if self.shuffle:
+                order = np.random.Generator(np.random.PCG64([self.seed, epoch])).permutation(len(self.tokens))
+            self._orders[epoch] = order
+        return self._orders[epoch]
+
+    @cached_property
+    def _orders(self) -> dict[int, np.ndarray]:
+        return {}
 
     def packs(self, step: int, *, rank: int, world: int, budget: int) -> list[Pack]:
         """The packs of one rank for a step; equally many on every rank.

@@ -175,7 +175,8 @@ def _generate(
     model: Any = copy.copy(vlm.model)
     model.generation_config = GenerationConfig()
     if images:  # generate() takes no None for pixels
-        more["pixel_values"] = vlm.prompter.pixels(images).to(vlm.device, vlm.model.dtype)
+        pixels = vlm.prompter.pixels(images).to(vlm.device)
+        more["pixel_values"] = vlm.prompter.pixel_values(pixels).to(vlm.model.dtype)
     out: torch.Tensor = model.generate(
         input_ids=ids,
         attention_mask=mask,

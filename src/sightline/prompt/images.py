@@ -73,7 +73,7 @@ def _decode(ref: ImageRef, source: Path | io.BytesIO) -> Image.Image:
         if upright.has_transparency_data:
             rgba = upright.convert("RGBA")
             upright = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
-        return upright.convert("RGB")
+        return upright if upright.mode == "RGB" else upright.convert("RGB")  # which would copy
 
 
 def _check(ref: ImageRef, source: Path | io.BytesIO) -> tuple[int, int]:
@@ -105,7 +105,7 @@ def _one_line(ref: ImageRef) -> Iterator[None]:
         raise
     except Exception as error:
         raise DataError(
-            f"image {name_of(ref)} cannot be decoded ({_reason(error)}); replace it or drop its row"
+            f"image {name_of(ref)} cannot be decoded ({_reason(error)}); replace it or drop its row", "image_unreadable"
         ) from error
 
 
@@ -117,24 +117,29 @@ def _open(ref: ImageRef, source: Path | io.BytesIO) -> Image.Image:
     try:
         picture = Image.open(source)
     except Image.DecompressionBombError as error:
-        raise DataError(f"image {name_of(ref)} is too large ({error}); scale it down") from error
+        raise DataError(f"image {name_of(ref)} is too large ({error}); scale it down", "image_bomb") from error
     except FileNotFoundError:
-        raise DataError(f"image {name_of(ref)} is missing: no file {_path(ref)}") from None
+        raise DataError(f"image {name_of(ref)} is missing: no file {_path(ref)}", "image_missing") from None
     except IsADirectoryError:
-        raise DataError(f"image {name_of(ref)} is a folder: {_path(ref)}") from None
+        raise DataError(f"image {name_of(ref)} is a folder: {_path(ref)}", "image_missing") from None
     except UnidentifiedImageError:
-        raise DataError(f"image {name_of(ref)} is not an image that Pillow can read") from None
+        raise DataError(f"image {name_of(ref)} is not an image that Pillow can read", "image_unreadable") from None
     except OSError as error:
         if error.errno is None:
             raise  # Pillow's, not the system's: the file is damaged
-        raise DataError(f"image {name_of(ref)} cannot be read ({error})") from error
+        raise DataError(f"image {name_of(ref)} cannot be read ({error})", "image_unreadable") from error
     width, height = picture.size
     if width * height > MAX_PIXELS:
         picture.close()
-        raise DataError(f"image {name_of(ref)} is too large: {width} x {height} px; scale it below {MAX_PIXELS:,} px")
+        raise DataError(
+            f"image {name_of(ref)} is too large: {width} x {height} px; scale it below {MAX_PIXELS:,} px", "image_bomb"
+        )
     if picture.mode in ("I", "F"):
         picture.close()
-        raise DataError(f"image {name_of(ref)} holds 32-bit numbers, whose white is unknown; save it with 8 or 16 bits")
+        raise DataError(
+            f"image {name_of(ref)} holds 32-bit numbers, whose white is unknown; save it with 8 or 16 bits",
+            "image_unreadable",
+        )
     return picture
 
 
@@ -167,20 +172,21 @@ def _read(ref: ImageRef) -> Path | io.BytesIO:
                 else urllib.parse.unquote_to_bytes(body)
             )
         except ValueError as error:
-            raise DataError(f"image {name_of(ref)}: broken base64 ({error})") from error
+            raise DataError(f"image {name_of(ref)}: broken base64 ({error})", "image_unreadable") from error
         if not comma:
-            raise DataError(f"image {name_of(ref)}: a data URI without a comma")
+            raise DataError(f"image {name_of(ref)}: a data URI without a comma", "image_unreadable")
         return io.BytesIO(data)
     if source.startswith(("http://", "https://")):
         if ref.folder is not None:
             raise DataError(
-                f"image {name_of(ref)}: rows are not fetched from the network; download it and name the file"
+                f"image {name_of(ref)}: rows are not fetched from the network; download it and name the file",
+                "image_missing",
             )
         try:
             with urllib.request.urlopen(source, timeout=30) as answer:
                 return io.BytesIO(answer.read())
         except (OSError, ValueError, http.client.HTTPException) as error:
-            raise DataError(f"image {source} cannot be fetched ({_reason(error)})") from error
+            raise DataError(f"image {source} cannot be fetched ({_reason(error)})", "image_missing") from error
     return _path(ref)
 
 
@@ -191,7 +197,10 @@ def _path(ref: ImageRef) -> Path:
     # Judged by its words alone: a symbolic link inside the folder is its owner's decision (data sets are often linked
     # together), ".." or an absolute path in a row is not.
     if os.path.isabs(ref.source) or ".." in Path(ref.source).parts:
-        raise DataError(f"image {ref.source} leads out of its folder {ref.folder}; write it relative to that folder")
+        raise DataError(
+            f"image {ref.source} leads out of its folder {ref.folder}; write it relative to that folder",
+            "image_outside",
+        )
     return Path(ref.folder) / ref.source
 
 

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from PIL import Image
 
 from sightline.errors import DataError, ModelError
 from sightline.prompt.images import open_image
+from sightline.prompt.pixels import fit_all, levels, look_up
 from sightline.prompt.templates import BOS, EOS, TEMPLATES, Template, render, to_text
 from sightline.types import IGNORE, IMAGE, Encoded, ImageRef, Message, Segment, Text
 
 if TYPE_CHECKING:
     import torch
     from rich.text import Text as RichText
+
+
+_MARK = re.compile(r"<\|[^<>|]+\|>")
+"""How templates write their control tokens."""
 
 
 @dataclass(frozen=True)
@@ -86,35 +92,49 @@ class Prompter:
         segments = self.render(messages)
         ids, targets = self._tokenise(segments)
         ids, targets = self._expand(ids, targets)
-        if max_length is not None and len(ids) > max_length:
-            at = ids == self.image_token_id
-            if at[max_length:].any():
-                raise DataError(
-                    f"max_length {max_length} cuts an image: the {len(ids)} tokens hold {int(at.sum())} image tokens; "
-                    f"raise batch.max_length or shorten the row"
-                )
-            ids, targets = ids[:max_length], targets[:max_length]
         images = tuple(segment.content for segment in segments if isinstance(segment.content, ImageRef))
-        return Encoded(ids=ids, labels=np.where(targets, ids, IGNORE), images=images)
+        encoded = Encoded(ids=ids, labels=np.where(targets, ids, IGNORE), images=images)
+        return encoded if max_length is None else self.cut(encoded, max_length)
+
+    def cut(self, encoded: Encoded, max_length: int) -> Encoded:
+        """Leave out what is behind `max_length` tokens; raises DataError when an image token is among it."""
+        if len(encoded.ids) <= max_length:
+            return encoded
+        at = encoded.ids == self.image_token_id
+        if at[max_length:].any():
+            raise DataError(
+                f"max_length {max_length} cuts an image: the {len(at)} tokens hold {int(at.sum())} image tokens; "
+                f"raise batch.max_length or shorten the row",
+                "image_cut",
+            )
+        return Encoded(encoded.ids[:max_length], encoded.labels[:max_length], encoded.images)
+
+    def controls_in(self, text: str) -> list[str]:
+        """The control tokens of tokenizer and template that stand in a text; `render` breaks them up."""
+        return self._control.findall(text)
 
     def pixels(self, images: Sequence[ImageRef]) -> torch.Tensor:
-        """Decode and prepare pictures: float32 [N, 3, H, W]."""
-        pictures = [open_image(image) for image in images]
-        result: torch.Tensor = self.image_processor(pictures, return_tensors="pt")["pixel_values"]
-        return result
+        """Decode pictures and bring them to the tower's size: uint8 [N, 3, H, W].
+
+        Float32, and ready, where the image processor has settings that only itself knows (`known_fit`).
+        """
+        return fit_all([open_image(image) for image in images], self.image_processor)
+
+    def grey_pixels(self) -> torch.Tensor:
+        """One picture of CLIP's mean colour, as `pixels` gives it."""
+        return self._grey
+
+    def pixel_values(self, pixels: torch.Tensor) -> torch.Tensor:
+        """What the vision tower takes: `pixels` rescaled and normalised on their device, float32 [N, 3, H, W]."""
+        return pixels if pixels.is_floating_point() else look_up(pixels, self._levels)
 
     @cached_property
     def _grey(self) -> torch.Tensor:
-        from PIL import Image
+        return fit_all([Image.new("RGB", (32, 32), (122, 116, 104))], self.image_processor)
 
-        result: torch.Tensor = self.image_processor([Image.new("RGB", (32, 32), (122, 116, 104))], return_tensors="pt")[
-            "pixel_values"
-        ]
-        return result
-
-    def grey_pixels(self) -> torch.Tensor:
-        """One picture of CLIP's mean colour: float32 [1, 3, H, W]."""
-        return self._grey
+    @cached_property
+    def _levels(self) -> torch.Tensor:
+        return levels(self.image_processor)
 
     def explain(self, encoded: Encoded, *, marks: tuple[str, str] = ("", "")) -> RichText:
         """The tokens as coloured text: targets green and between `marks`, image tokens folded, the rest dim."""
@@ -149,22 +169,40 @@ class Prompter:
         ids: list[int] = []
         mask: list[bool] = []
         text, piece = "", list[int]()
-        for target, run in groupby(segments, lambda segment: segment.target and isinstance(segment.content, Text)):
-            more = to_text(tuple(run))
-            longer = self._ids(text + more)
+        for target, more in _pieces(segments):
+            longer = self._beginning(more) if not text and more.endswith(IMAGE) else self._ids(text + more)
             if longer[: len(piece)] != piece:
                 ids, text, piece, longer = ids + piece, "", [], self._ids(more)
             mask += [target] * (len(longer) - len(piece))
             text, piece = text + more, longer
-            last = self.tokenizer.convert_ids_to_tokens(piece[-1]) if piece else ""
-            if last in self._control_tokens and text.endswith(last):
+            last = self._control_ids.get(piece[-1]) if piece else None
+            if last is not None and text.endswith(last):
                 # Nothing merges with a control token, so what stands before it need not be looked at again.
                 ids, text, piece = ids + piece[:-1], last, piece[-1:]
         return np.array(ids + piece, dtype=np.int64), np.array(mask, dtype=bool)
 
+    def _beginning(self, text: str) -> list[int]:
+        """The ids up to the first image: where it stands in front, the same in each row, system prompt and all."""
+        known = self._beginnings.get(text)
+        if known is None:
+            known = self._ids(text)
+            if len(self._beginnings) < 64:
+                self._beginnings[text] = known
+        return known
+
+    @cached_property
+    def _beginnings(self) -> dict[str, list[int]]:
+        return {}
+
     def _ids(self, text: str) -> list[int]:
+        backend = self.tokenizer.backend_tokenizer
+        changed = backend.truncation or backend.padding or backend.encode_special_tokens
         try:
-            result: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+            if changed or self.tokenizer.split_special_tokens:
+                result: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+            else:
+                # The same without what transformers wraps around it, 50 us a call: a data set takes millions of calls.
+                result = backend.encode_batch_fast([text], add_special_tokens=False)[0].ids
         except TypeError:
             raise DataError("a text holds half a surrogate pair (one of \\ud800 to \\udfff alone)") from None
         return result
@@ -182,8 +220,14 @@ class Prompter:
         return frozenset({IMAGE, *special, *self.tokenizer.all_special_tokens})
 
     @cached_property
+    def _control_ids(self) -> dict[int, str]:
+        return {self.tokenizer.convert_tokens_to_ids(token): token for token in self._control_tokens}
+
+    @cached_property
     def _control(self) -> re.Pattern[str]:
-        longest_first = sorted(self._control_tokens, key=len, reverse=True)
+        # A template's marks too, where the tokenizer knows them as words only: they would still begin another turn.
+        marks = {mark for string in self.template.strings() for mark in _MARK.findall(string)}
+        longest_first = sorted(self._control_tokens | marks, key=len, reverse=True)
         return re.compile("|".join(re.escape(token) for token in longest_first))
 
     def _guard(self, text: str) -> str:
@@ -196,6 +240,15 @@ def template_named(name: str, system: str | None = None) -> Template:
         return TEMPLATES[name] if system is None else replace(TEMPLATES[name], default_system=system)
     except KeyError:
         raise ModelError(f"unknown prompt template {name!r}; known: {', '.join(TEMPLATES)}") from None
+
+
+def _pieces(segments: Sequence[Segment]) -> Iterator[tuple[bool, str]]:
+    """Texts with one target mark each, as long as can be, but that each image ends one."""
+    for target, run in groupby(segments, lambda segment: segment.target and isinstance(segment.content, Text)):
+        *images, last = to_text(tuple(run)).split(IMAGE)
+        yield from ((target, text + IMAGE) for text in images)
+        if last:
+            yield target, last
 
 
 def _runs(encoded: Encoded, image_token_id: int) -> list[tuple[list[int], bool, bool]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 from sightline.errors import DataError
 from sightline.types import IMAGE, Message, Part, Segment, Text
@@ -109,10 +110,8 @@ def render(
     segments: list[Segment] = []
 
     def write(frame: str, content: Sequence[Part] = (), target: bool = False) -> None:
-        before, _, after = frame.replace(BOS, bos).replace(EOS, eos).partition("{}")
-        for part in (Text(before), *_guarded(content, guard), Text(after)):
-            if part != Text(""):
-                segments.append(Segment(part, target))
+        before, after = _halves(frame, bos, eos, target)
+        segments.extend((*before, *(Segment(part, target) for part in _guarded(content, guard)), *after))
 
     write(template.begin)
     for position, message in enumerate(_in_turn(messages)):
@@ -132,9 +131,18 @@ def render(
     return segments
 
 
+@cache
+def _halves(frame: str, bos: str, eos: str, target: bool) -> tuple[tuple[Segment, ...], ...]:
+    """What stands before and behind the message, each of it one segment or none; the same for every message."""
+    before, _, after = frame.replace(BOS, bos).replace(EOS, eos).partition("{}")
+    return tuple((Segment(Text(half), target),) if half else () for half in (before, after))
+
+
 def _guarded(content: Sequence[Part], guard: Callable[[str], str]) -> list[Part]:
     joined: list[Part] = []
     for part in content:
+        if part == Text(""):
+            continue
         if isinstance(part, Text) and joined and isinstance(joined[-1], Text):
             # Guarded apart, the two halves of a control token would pass.
             joined[-1] = Text(joined[-1].text + part.text)

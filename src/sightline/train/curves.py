@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
-from html import escape
 from typing import Any
 
-from sightline.train.charts import Line, curve_chart, figure, legend, smoothed
-from sightline.train.progress import duration, short
+from sightline.page.charts import Line, curve_chart, figure, legend, smoothed
+from sightline.page.numbers import duration, short
+from sightline.page.page import facts_list
 
 
 def summary(log: Sequence[Mapping[str, Any]]) -> dict[str, str]:
@@ -66,9 +66,3 @@ def _raw_and_smooth(log: Sequence[Mapping[str, Any]], key: str) -> Line:
 def _missing(log: Sequence[Mapping[str, Any]]) -> str:
     count = sum(step["loss"] is None for step in log)
     return f"Steps whose loss is no number: {count}" if count else ""
-
-
-def facts_list(facts: Mapping[str, str], kind: str = "facts") -> str:
-    """HTML: a list of names and values; without any: an empty string."""
-    items = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in facts.items())
-    return f'<dl class="{kind}">{items}</dl>' if items else ""

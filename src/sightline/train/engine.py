@@ -62,7 +62,8 @@ class Engine:
 
     def loss_sum(self, batch: Batch) -> torch.Tensor:
         """The sum of a batch's cross-entropies on this rank."""
-        result: torch.Tensor = self.module(batch.to(self.device))
+        batch = batch.to(self.device)
+        result: torch.Tensor = self.module(batch, self.vlm.prompter.pixel_values(batch.pixels))
         return result
 
     @contextmanager

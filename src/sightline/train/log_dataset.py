@@ -4,22 +4,14 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
-from itertools import groupby
 from typing import TYPE_CHECKING
 
-from sightline.recipe import DataRecipe, load_recipe
+from sightline.prompt.paint import GREEN, folded, marks_for
+from sightline.recipe import load_recipe
 
 if TYPE_CHECKING:
-    import numpy as np
-
-    from sightline.prompt.prompter import Prompter
+    from sightline.data.inspect import Source
     from sightline.types import Conversation, Encoded
-
-MARKS = ("⟦", "⟧")
-"""Around the targets, where there are no colours."""
-
-GREEN = "bold green"
-"""How `Prompter.explain` paints targets."""
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,14 +40,15 @@ def run(args: argparse.Namespace) -> None:
     from rich.console import Console
     from rich.text import Text
 
+    from sightline.data.index import open_sources
     from sightline.model.assemble import check_length, make_prompter
 
     prompter = make_prompter(recipe.model)
     check_length(recipe.model, recipe.batch.max_length)
     console = Console(highlight=False, soft_wrap=True)
-    marks = MARKS if console.color_system is None or console.no_color else ("", "")
-    for entry in recipe.data:
-        for conversation, encoded in _first(entry, args.n, prompter, recipe.batch.max_length):
+    marks = marks_for(console)
+    for source in open_sources(recipe.data, prompter, recipe.batch.max_length):
+        for conversation, encoded in _first(source, args.n):
             facts = f"{len(encoded.ids)} tokens, {encoded.num_targets} targets, {len(encoded.images)} images"
             console.print(Text(f"{conversation.origin} (id {conversation.id!r}): {facts}", style="bold"))
             explained = prompter.explain(encoded, marks=marks)
@@ -72,25 +65,17 @@ def run(args: argparse.Namespace) -> None:
             console.print()
 
 
-def folded(numbers: np.ndarray) -> str:
-    """Numbers in a row, those that are repeated more than twice written once: 1 319 -100*576 2."""
-    runs = [(number, len(list(same))) for number, same in groupby(numbers.tolist())]
-    return " ".join(f"{number}*{times}" if times > 2 else " ".join([str(number)] * times) for number, times in runs)
-
-
-def _first(entry: DataRecipe, count: int, prompter: Prompter, limit: int) -> Iterator[tuple[Conversation, Encoded]]:
+def _first(source: Source, count: int) -> Iterator[tuple[Conversation, Encoded]]:
     """The first usable conversations of a file; a row that would stop a run stops here too."""
-    from sightline.data.index import look_at
-    from sightline.data.sources import open_rows
+    from sightline.data.inspect import look
     from sightline.errors import DataError
 
-    rows = open_rows(entry.path)
-    for number in range(len(rows) if entry.head is None else min(entry.head, len(rows))):
+    for row in range(source.looked_at):
         if count <= 0:
             return
-        try:
-            yield look_at(rows, number, entry.images, prompter, limit)
+        why = next((finding for finding in look(source, row).findings if finding.bad), None)
+        if why is None:
+            yield source.conversation(row), source.encode(row)
             count -= 1
-        except DataError:
-            if entry.on_bad_row == "stop":
-                raise
+        elif source.on_bad_row == "stop":
+            raise DataError(f"{source.rows.origin(row)}: {why.reason}", why.kind)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from sightline.data.collate import batches
-from sightline.data.index import Dataset, open_dataset, write_bad_rows
+from sightline.data.dataset import Dataset, open_dataset, write_bad_rows
 from sightline.data.plan import Pack, Plan
 from sightline.errors import CheckpointError, UserError
 from sightline.model.assemble import assemble, check_length, make_prompter
@@ -55,7 +55,7 @@ def train(
     state = _find_state(run, resume, recipe)
     prompter = make_prompter(recipe.model)
     check_length(recipe.model, recipe.batch.max_length)
-    dataset = open_dataset(recipe.data, prompter, recipe.batch.max_length, console)
+    dataset = open_dataset(recipe.data, prompter, recipe.batch.max_length, console, seed=recipe.run.seed)
     if state is not None:
         check_data(state, dataset.fingerprint)
     plan = Plan(

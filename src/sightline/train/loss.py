@@ -17,7 +17,7 @@ CHUNK = 4096
 
 
 class PackedLoss(nn.Module):
-    """The model as the loop sees it: `forward(batch)` is a scalar, the sum (not the mean) over the batch's targets.
+    """The model as the loop sees it: `forward(batch, pixel_values)` is a scalar, the sum (not mean) over the targets.
 
     A module, because engines wrap modules.
     """
@@ -26,11 +26,11 @@ class PackedLoss(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, batch: Batch) -> torch.Tensor:
+    def forward(self, batch: Batch, pixel_values: torch.Tensor) -> torch.Tensor:
         hidden = self.model.model(
             input_ids=batch.input_ids,
             position_ids=batch.position_ids,
-            pixel_values=batch.pixel_values.to(self._vision_dtype),
+            pixel_values=pixel_values.to(self._vision_dtype),
             # With a cache transformers takes the packed samples for one: they would see each other.
             use_cache=False,
             sample_lengths=batch.sample_lengths,

@@ -129,7 +129,7 @@ class Log:
         now = perf_counter()
         seconds = max(now - (self._last if self._began is None else self._began), 1e-9)
         self._done += 1
-        self._smooth.add(loss, tokens, seconds)
+        self._smooth.add(loss, tokens, seconds, self._waited)
         if self._done == 1:
             self._warm = now
         pace = (now - self._warm) / (self._done - 1) if self._done > 1 else seconds

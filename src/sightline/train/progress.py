@@ -9,21 +9,23 @@ from typing import Any
 
 from rich.text import Text
 
+from sightline.page.numbers import duration, short
+
 
 class Smooth:
-    """What people see of loss and speed: the recent past, without the first step's warm-up. Never written to a file."""
+    """What people see of loss, speed and waiting: the recent past without the first step's warm-up; never in a file."""
 
     def __init__(self, window: int = 50) -> None:
-        self._recent: deque[tuple[int, float]] = deque(maxlen=window)
+        self._recent: deque[tuple[int, float, float]] = deque(maxlen=window)
         self._count = 0
         self._mean = self._weight = 0.0
         self.loss = math.nan
 
-    def add(self, loss: float, tokens: int, seconds: float) -> None:
+    def add(self, loss: float, tokens: int, seconds: float, waited: float = 0.0) -> None:
         if self._count == 1:
             self._recent.clear()
         self._count += 1
-        self._recent.append((tokens, seconds))
+        self._recent.append((tokens, seconds, waited))
         self.loss = loss
         if math.isfinite(loss):  # a loss that is no number is shown as it is and spoils no mean
             self._mean, self._weight = 0.95 * self._mean + 0.05 * loss, 0.95 * self._weight + 0.05
@@ -31,7 +33,16 @@ class Smooth:
 
     @property
     def tokens_per_second(self) -> float:
-        return sum(tokens for tokens, _ in self._recent) / max(sum(seconds for _, seconds in self._recent), 1e-9)
+        return sum(tokens for tokens, _, _ in self._recent) / self._seconds
+
+    @property
+    def data_share(self) -> float:
+        """Of the time, the part in which the step waited for its data."""
+        return min(sum(waited for _, _, waited in self._recent) / self._seconds, 1.0)
+
+    @property
+    def _seconds(self) -> float:
+        return max(sum(seconds for _, seconds, _ in self._recent), 1e-9)
 
 
 def pieces(record: Mapping[str, Any], smooth: Smooth, num_steps: int) -> dict[str, str]:
@@ -45,6 +56,7 @@ def pieces(record: Mapping[str, Any], smooth: Smooth, num_steps: int) -> dict[st
     }
     if record["fill"] is not None:
         shown["fill"] = f"fill {record['fill']:.0%}"
+    shown["waiting"] = f"waiting {smooth.data_share:.0%}"
     if record["memory_gb"] is not None:
         shown["memory"] = f"{record['memory_gb']:.1f} GB"
     return shown | {"left": f"{duration(record['eta_seconds'])} left"}
@@ -53,7 +65,7 @@ def pieces(record: Mapping[str, Any], smooth: Smooth, num_steps: int) -> dict[st
 def progress_line(record: Mapping[str, Any], smooth: Smooth, num_steps: int, width: int) -> Text:
     """One line of at most `width` columns; in a narrow terminal the less important parts are left out."""
     shown = pieces(record, smooth, num_steps)
-    for piece in ("memory", "fill", "lr", "speed", "left"):
+    for piece in ("memory", "fill", "waiting", "lr", "speed", "left"):
         if len("  ".join(shown.values())) > width:
             shown.pop(piece, None)
     room = min(width - len("  ".join(shown.values())) - 2, 24)
@@ -64,23 +76,3 @@ def progress_line(record: Mapping[str, Any], smooth: Smooth, num_steps: int, wid
     for name, piece in shown.items():
         line.append("  ").append(piece, style="bold" if name == "loss" else "")
     return line
-
-
-def short(value: float, digits: int = 3) -> str:
-    """A number in a few characters: 0.15, 2e-05, 12.3k, 7.1M."""
-    if not math.isfinite(value):
-        return f"{value:g}"
-    value = float(f"{value:.{digits}g}")
-    for size, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= size:
-            return f"{value / size:.12g}{letter}"
-    return f"{value:.12g}"
-
-
-def duration(seconds: float) -> str:
-    """A time for people: 8 s, 3 min 12 s, 2 h 05 min, 1 d 03 h."""
-    whole = max(round(seconds), 0)
-    for unit, name, part, part_name in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
-        if whole >= unit:
-            return f"{whole // unit} {name} {whole % unit // part:02d} {part_name}"
-    return f"{whole} s"

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from html import escape
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from sightline.errors import DataError, UserError
-from sightline.train.charts import figure, histogram_chart, swatch
-from sightline.train.curves import curves, facts_list
+from sightline.errors import DataError
+from sightline.page.charts import figure, histogram_chart, swatch
+from sightline.page.page import facts_list, section, write_page
+from sightline.page.pictures import Picture, boxes_in, open_picture, picture_svg
+from sightline.train.curves import curves
 from sightline.train.metrics import FILE, read_log
-from sightline.train.pictures import Picture, boxes_in, open_picture, picture_svg
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,38 +144,15 @@ def write_report(
     `facts` are the few figures that stand at the top; `data` is for data sets beside those of the runs. Raises
     DataError when a picture cannot be read, UserError when the page cannot be written.
     """
-    style = files("sightline.train").joinpath("report.css").read_text("utf-8")
     parts = [
-        f"<h1>{escape(title)}</h1>",
         facts_list(facts or {}, "facts head"),
-        _section("Scores", _scores(scores)),
-        _section("Questions and answers", _samples(samples)),
-        _section("Training", "".join(f"<h3>{escape(run.name)}</h3>{curves(run.log)}" for run in runs)),
-        _section("Data", "".join(_data(view) for view in [*data, *(run.data for run in runs if run.data)])),
-        _section("Recipes and versions", "".join(_origin(run) for run in runs)),
-        f"<footer>Written by Sightline, {datetime.now(UTC):%Y-%m-%d %H:%M} UTC.</footer>",
+        section("Scores", _scores(scores)),
+        section("Questions and answers", _samples(samples)),
+        section("Training", "".join(f"<h3>{escape(run.name)}</h3>{curves(run.log)}" for run in runs)),
+        section("Data", "".join(_data(view) for view in [*data, *(run.data for run in runs if run.data)])),
+        section("Recipes and versions", "".join(_origin(run) for run in runs)),
     ]
-    page = (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        # Whatever a model may answer: the page can run no script and fetch nothing.
-        '<meta http-equiv="Content-Security-Policy" '
-        "content=\"default-src 'none'; img-src data:; style-src 'unsafe-inline'\">\n"
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        '<link rel="icon" href="data:,">\n'
-        f"<title>{escape(title)}</title>\n<style>\n{style}</style>\n</head>\n<body>\n<main>\n"
-        + "\n".join(part for part in parts if part)
-        + "\n</main>\n</body>\n</html>\n"
-    )
-    path = Path(path)
-    draft = path.with_name(f".{path.name}.tmp")
-    try:
-        # A folder's name may hold bytes that are no text.
-        draft.write_text(page, encoding="utf-8", errors="backslashreplace")
-        os.replace(draft, path)
-    except OSError as error:
-        draft.unlink(missing_ok=True)
-        raise UserError(f"cannot write the report {path} ({error.strerror})") from error
-    return path
+    return write_page(path, title, parts)
 
 
 def _scores(rows: Sequence[ScoreRow]) -> str:
@@ -256,10 +231,6 @@ def _origin(run: RunView) -> str:
         rows = "".join(f'<tr><th scope="row">{escape(k)}</th><td>{escape(v)}</td></tr>' for k, v in run.facts.items())
         parts.append(f'<table class="versions"><tbody>{rows}</tbody></table>')
     return f"<details><summary>{escape(run.name)}</summary>{''.join(parts)}</details>" if parts else ""
-
-
-def _section(name: str, body: str) -> str:
-    return f"<section><h2>{escape(name)}</h2>{body}</section>" if body else ""
 
 
 def _flat(value: Any, name: str = "") -> Iterable[tuple[str, str]]:

@@ -1,6 +1,6 @@
 """Numbers -> SVG: curves with ticks and grid, and histograms.
 
-The markup carries classes only; colours and fonts come from `report.css`, so that a chart follows light and dark.
+The markup carries classes only; colours and fonts come from `page.css`, so that a chart follows light and dark.
 All charts are 400 x 240 units and are meant to be shown at about that many pixels, from phone to desk.
 """
 
@@ -14,7 +14,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from sightline.train.progress import short
+from sightline.page.numbers import short
 
 WIDTH, HEIGHT = 400, 240
 LEFT, RIGHT, TOP, BOTTOM = 46, 8, 10, 34
@@ -104,16 +104,19 @@ def histogram_chart(bins: Sequence[tuple[int, int]], *, name: str, x_name: str) 
         return ""
     ends, counts = list(merged), list(merged.values())
     edges = [2 * ends[0] - ends[1] if len(ends) > 1 else ends[0] - 1, *ends]
-    x_scale = Scale(edges[0], edges[-1], LEFT, WIDTH - RIGHT)
+    # Half a unit to the right, so that a whole number stands in the middle of its place.
+    x_scale = Scale(edges[0] + 0.5, edges[-1] + 0.5, LEFT, WIDTH - RIGHT)
     y_ticks = nice_ticks(0, max(*counts, 1), whole=True)
     y_scale = Scale(0, y_ticks[-1], HEIGHT - BOTTOM, TOP)
-    x_ticks = [tick for tick in nice_ticks(edges[0], edges[-1], whole=True) if edges[0] <= tick <= edges[-1]]
+    x_ticks = [tick for tick in nice_ticks(edges[0], edges[-1], whole=True) if edges[0] < tick <= edges[-1]]
     body = [_axes(x_scale, y_scale, x_ticks, y_ticks, x_name)]
     for count, (low, high) in zip(counts, pairwise(edges), strict=True):
-        x, y = x_scale(low), y_scale(count)
+        x, y = x_scale(low + 0.5), y_scale(count)
+        width = max(x_scale(high + 0.5) - x - 1, 0.5)
+        span = f"{low + 1} to {high}" if low + 1 < high else str(high)
         body.append(
-            f'<rect class="bar" x="{_unit(x + 0.5)}" y="{_unit(y)}" width="{_unit(max(x_scale(high) - x - 1, 0.5))}" '
-            f'height="{_unit(y_scale(0) - y)}"><title>{low + 1} to {high}: {count}</title></rect>'
+            f'<rect class="bar" x="{_unit(x + 0.5)}" y="{_unit(y)}" width="{_unit(width)}" '
+            f'height="{_unit(y_scale(0) - y)}"><title>{span}: {count}</title></rect>'
         )
     return _svg(body, name)
 

@@ -21,7 +21,7 @@ TINY = 256
 """Up to so many pixels on the longer side a picture is embedded as it is and enlarged without blurring."""
 
 LARGEST = 640
-"""Pixels on the longer side of an embedded picture."""
+"""Pixels on the longer side of an embedded picture, at most."""
 
 _NUMBER = r"\s*(\d+(?:\.\d*)?|\.\d+)\s*"
 _BOX = re.compile(r"\[" + ",".join([_NUMBER] * 4) + r"\]")
@@ -53,8 +53,10 @@ def open_picture(picture: Picture) -> Image.Image:
     return open_image(picture if isinstance(picture, ImageRef) else ImageRef(str(picture)))
 
 
-def picture_svg(image: Image.Image, *, answer: Sequence[Box] = (), truth: Sequence[Box] = ()) -> str:
-    """The embedded picture with the boxes of the answer and of the truth."""
+def picture_svg(
+    image: Image.Image, *, answer: Sequence[Box] = (), truth: Sequence[Box] = (), largest: int = LARGEST
+) -> str:
+    """The embedded picture, scaled to `largest` pixels, with the boxes of the answer and of the truth."""
     width, height = image.size
     tiny = max(width, height) <= TINY
     boxes = [("truth", box) for box in truth] + [("answer", box) for box in answer]
@@ -66,14 +68,14 @@ def picture_svg(image: Image.Image, *, answer: Sequence[Box] = (), truth: Sequen
     return (
         f'<svg class="picture" viewBox="0 0 {width} {height}" role="img" aria-label="picture, {width} x {height}">'
         f'<image class="{"crisp" if tiny else "photo"}" width="{width}" height="{height}" '
-        f'preserveAspectRatio="none" href="{_data_uri(image, tiny)}"/>{drawn}</svg>'
+        f'preserveAspectRatio="none" href="{_data_uri(image, tiny, largest)}"/>{drawn}</svg>'
     )
 
 
-def _data_uri(image: Image.Image, tiny: bool) -> str:
+def _data_uri(image: Image.Image, tiny: bool, largest: int) -> str:
     """PNG for tiny pictures, whose every pixel will be seen; JPEG for photographs, a tenth of the size."""
     small = image.copy()
-    small.thumbnail((LARGEST, LARGEST))
+    small.thumbnail((largest, largest))
     file = io.BytesIO()
     kind = "png" if tiny else "jpeg"
     small.save(file, kind, **({"optimize": True} if tiny else {"quality": 85}))

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from sightline.train.charts import (
+from sightline.page.charts import (
     Line,
     curve_chart,
     histogram_chart,
@@ -120,9 +120,17 @@ def test_bars_are_where_a_hand_puts_them() -> None:
     ]
 
 
+def test_small_numbers_stand_in_the_middle_of_their_bars() -> None:
+    svg = histogram_chart([(0, 1), (1, 4), (2, 2)], name="images", x_name="images of a row")
+    # Three bars over 46..392, each 115.3 wide, their middles at 103.7, 219 and 334.3.
+    ticks = re.findall(r'<text class="tick" x="([^"]*)" y="222"[^>]*>([^<]*)<', svg)
+    assert ticks == [("103.7", "0"), ("219", "1"), ("334.3", "2")]
+    assert re.findall(r"<title>(.*?)</title>", svg) == ["0: 1", "1: 4", "2: 2"]
+
+
 def test_bins_with_the_same_end_are_one_bar() -> None:
     svg = histogram_chart([(50, 3), (50, 4)], name="lengths", x_name="tokens")
-    assert re.findall(r"<title>(.*?)<", svg) == ["50 to 50: 7"]
+    assert re.findall(r"<title>(.*?)<", svg) == ["50: 7"]
 
 
 def test_empty_bins_have_no_height() -> None:

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from sightline.errors import DataError
-from sightline.train.pictures import boxes_in, open_picture, picture_svg
+from sightline.page.pictures import boxes_in, open_picture, picture_svg
 from sightline.types import ImageRef
 
 

@@ -1,0 +1,175 @@
+"""Forms whose turns are objects: LLaVA's `from`/`value`, OpenAI's `role`/`content`, PaddleMIX's numbered images."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from sightline.data.forms.reading import (
+    Picture,
+    Reading,
+    Turn,
+    images_of,
+    picture,
+    pictures,
+    role_of,
+    system_of,
+    turns_of,
+    without,
+    written_out,
+)
+from sightline.data.sources import Row
+from sightline.errors import DataError
+from sightline.types import IMAGE
+
+_CONTEXT = "<IMG_CONTEXT>"
+"""How the rows of XTuner 1 write the place of an image that stands among the parts of a turn."""
+_NUMBERED = re.compile(r"<image>(\d+)</image>")
+
+
+def llava(row: Row) -> Reading:
+    """`conversations` of `{"from", "value"}`, the images under `image` or `images`: LLaVA, ShareGPT4V, InternVL."""
+    key, turns = turns_of(row, "conversations", "conversation", "messages")
+    images, asides = images_of(row)
+    read = tuple(_from_value(turn, number) for number, turn in enumerate(turns, 1))
+    return Reading(
+        (*system_of(row, read), *read), frozenset({key, "image", "images", "system"}), images=images, asides=asides
+    )
+
+
+def to_llava(turns: Sequence[Turn], images: Sequence[str]) -> Row:
+    """The row in LLaVA's form; `images` are the sources of the turns' pictures, in order."""
+    names = {"user": "human", "assistant": "gpt", "system": "system"}
+    written = [{"from": names[turn.role], "value": written_out(turn), **turn.extra} for turn in turns]
+    if not images:
+        return {"conversations": written}
+    return {"image": images[0] if len(images) == 1 else list(images), "conversations": written}
+
+
+def mix(row: Row) -> Reading:
+    """PaddleMIX's DataCopilot: `images` of `{"id", "url"}`, which `<image>ID</image>` names in the texts."""
+    key, turns = turns_of(row, "conversations", "conversation")
+    entries = row.get("images") or []
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) and "id" in entry for entry in entries):
+        raise DataError("'images' is not a list of objects with 'id' and 'url'", "form")
+    asides: list[str] = []
+    known = {str(entry["id"]): picture(without(entry, "id"), "images", asides) for entry in entries}
+    wanted: list[str] = []
+
+    def numbered(match: re.Match[str]) -> str:
+        wanted.append(match[1])
+        return IMAGE
+
+    read = []
+    for number, turn in enumerate(turns, 1):
+        (text,) = (one := _from_value(turn, number)).content
+        assert isinstance(text, str)
+        read.append(Turn(one.role, (_NUMBERED.sub(numbered, text),), one.extra))
+    if wanted and set(wanted) != known.keys():
+        raise DataError(
+            f"the texts name the images {', '.join(sorted(set(wanted)))}, the row has {', '.join(known) or 'none'}",
+            "image_count",
+        )
+    images = tuple(known[name] for name in wanted) if wanted else tuple(known.values())
+    return Reading(
+        (*system_of(row, read), *read),
+        frozenset({key, "images", "system"}),
+        images=images,
+        asides=tuple(dict.fromkeys(asides)),
+    )
+
+
+def openai(row: Row) -> Reading:
+    """`messages` of `{"role", "content"}`: texts with `<image>` and `images` beside them, or lists of parts."""
+    key, turns = turns_of(row, "messages", "conversations", "conversation")
+    beside, asides = images_of(row)
+    found = list(asides)
+    chosen: list[Picture] = []
+    read = []
+    for number, turn in enumerate(turns, 1):
+        if not isinstance(turn, dict) or not {"role", "content"} <= turn.keys():
+            raise DataError(f"turn {number} is not an object with 'role' and 'content'", "form")
+        content = turn["content"]
+        if isinstance(content, str):
+            parts: tuple[str | Picture, ...] = (content,)
+        elif isinstance(content, list):
+            parts = tuple(_part(part, number, beside, chosen, found) for part in content)
+        else:
+            raise DataError(
+                f"turn {number}: 'content' is {type(content).__name__}, not text or a list of parts", "form"
+            )
+        read.append(Turn(role_of(turn["role"], "role", number), parts, without(turn, "role", "content")))
+    if any(_CONTEXT in part for turn in read for part in turn.content if isinstance(part, str)):
+        beside, read = (*beside, *pictures(read)), [_at_context(turn) for turn in read]
+        chosen = []
+    if chosen and not set(beside) <= set(chosen):
+        raise DataError(f"the turns show only some of the row's {len(beside)} images", "image_count")
+    return Reading(
+        (*system_of(row, read), *read),
+        frozenset({key, "image", "images", "system"}),
+        images=() if chosen else beside,
+        asides=tuple(dict.fromkeys(found)),
+    )
+
+
+def to_openai(turns: Sequence[Turn], images: Sequence[str]) -> Row:
+    """The row as OpenAI's messages; a turn with pictures becomes a list of parts."""
+    waiting = iter(images)
+    messages: list[Row] = []
+    for turn in turns:
+        parts: list[Any] = [
+            {"type": "text", "text": part}
+            if isinstance(part, str)
+            else {"type": "image_url", "image_url": {"url": next(waiting)}}
+            for part in turn.content
+        ]
+        has_picture = any(isinstance(part, Picture) for part in turn.content)
+        messages.append({"role": turn.role, "content": parts if has_picture else written_out(turn), **turn.extra})
+    return {"messages": messages}
+
+
+def _from_value(turn: Any, number: int) -> Turn:
+    if not isinstance(turn, dict) or "from" not in turn or ("value" not in turn and "text" not in turn):
+        raise DataError(f"turn {number} is not an object with 'from' and 'value'", "form")
+    role = role_of(turn["from"], "from", number)
+    key = "value" if "value" in turn else "text"  # the documentation of InternVL writes `text` for answers
+    if not isinstance(turn[key], str):
+        raise DataError(f"turn {number}: {key!r} is {type(turn[key]).__name__}, not text", "form")
+    return Turn(role, (turn[key],), without(turn, "from", key))
+
+
+def _at_context(turn: Turn) -> Turn:
+    texts = tuple(part.replace(_CONTEXT, IMAGE) for part in turn.content if isinstance(part, str))
+    return Turn(turn.role, texts, turn.extra)
+
+
+def _part(part: Any, number: int, beside: Sequence[Picture], chosen: list[Picture], asides: list[str]) -> str | Picture:
+    """One part of a turn; `chosen` and `asides` collect what it takes of the row's images, and what it leaves over."""
+    if isinstance(part, str):
+        return part
+    if not isinstance(part, dict):
+        raise DataError(f"turn {number}: a part is {type(part).__name__}, neither text nor an object", "form")
+    given = without(part, "type")
+    kind = part.get("type") or next((key for key in ("text", "image_url", "image") if key in given), None)
+    if kind in ("text", "input_text"):
+        text = given.pop("text", None)
+        if not isinstance(text, str):
+            raise DataError(f"turn {number}: a part of type {kind!r} has no 'text'", "form")
+        asides += given
+        return text
+    if kind not in ("image", "image_url", "input_image"):
+        raise DataError(f"turn {number}: a part is of type {kind!r}; known: text, image_url, image", "form")
+    key = next((key for key in ("image_url", "image", "url", "path", "bytes") if key in given), None)
+    index = given.pop("index", None)
+    if key is not None:
+        found = picture(given.pop(key), key, asides)
+    elif index is None:
+        found = None
+    elif isinstance(index, int) and 0 <= index < len(beside):
+        found = beside[index]
+        chosen.append(found)
+    else:
+        raise DataError(f"turn {number}: a part shows image {index!r} of {len(beside)}", "image_count")
+    asides += given
+    return IMAGE if found is None else found

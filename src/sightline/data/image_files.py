@@ -1,0 +1,160 @@
+"""Images of rows, whatever they are (bytes, data URIs, URLs, paths) -> files in one folder, and their paths in it."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import re
+import time
+import urllib.parse
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+from PIL import Image
+
+from sightline.data.fetch import fetch
+from sightline.data.formats import is_url, within
+from sightline.data.forms.reading import Picture
+from sightline.errors import DataError, UserError
+from sightline.prompt.images import check_image, hold_image
+from sightline.types import ImageRef
+
+_AT_ONCE = 8
+_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
+
+
+@dataclass
+class ImageFiles:
+    """A folder that images are gathered in; what is there already is used, and never written over."""
+
+    folder: Path
+    images: str | None
+    """The folder that paths of rows are relative to; None: `folder` itself."""
+    fetches: bool
+    """Whether images are fetched from the network."""
+    pause: Callable[[float], None] = time.sleep
+    """Waits between the tries to fetch an image."""
+    written: int = 0
+    """Files made of embedded images, and copies."""
+    _fetched: dict[str, str | DataError] = field(default_factory=dict, repr=False)
+
+    def fetch(self, pictures: Iterable[Picture]) -> None:
+        """Fetch the URLs among these pictures, several at once; what fails is told by `keep`."""
+        self._fetched.clear()
+        urls = {one.source for one in pictures if one.data is None and one.source and is_url(one.source)}
+        if self.fetches and urls:
+            with ThreadPoolExecutor(_AT_ONCE) as pool:
+                self._fetched.update(zip(urls, pool.map(self._fetch, urls), strict=True))
+
+    def keep(self, picture: Picture) -> Picture:
+        """The picture as a path in the folder. Raises DataError where it is missing or no image."""
+        source = picture.source
+        if picture.data is not None:
+            return Picture(self._write(picture.data, source))
+        assert source is not None
+        if source.startswith("data:"):
+            return Picture(self._write(_checked(ImageRef(source)), None))
+        if is_url(source):
+            if not self.fetches:
+                raise DataError(f"image {source} is not fetched; --download FOLDER does that", "image_missing")
+            found = self._fetched[source]
+            if isinstance(found, DataError):
+                raise found
+            return Picture(found)
+        return Picture(self._copy(source))
+
+    def _write(self, data: bytes, name: str | None) -> str:
+        """Write bytes under the name they have, or else under one made of their content."""
+        digest = hashlib.sha256(data).hexdigest()[:16]
+        if name is None or not _is_plain(name):
+            name = f"{digest}{_suffix(data)}"
+        elif not _holds(self.folder / name, data) and (self.folder / name).exists():
+            path = PurePosixPath(name)
+            name = str(path.with_name(f"{path.stem}-{digest}{path.suffix}"))
+        if not _holds(self.folder / name, data):
+            self._put(self.folder / name, data)
+        return name
+
+    def _copy(self, source: str) -> str:
+        images = str(self.folder) if self.images is None else self.images
+        path = within(source, images)
+        data = _checked(ImageRef(path, images))
+        if Path(images).resolve() == self.folder.resolve():
+            return path
+        target = self.folder / path
+        if not target.exists():
+            self._put(target, data)
+        elif not _holds(target, data):
+            raise DataError(f"image {path}: {target} is another picture; choose an empty folder")
+        return path
+
+    def _fetch(self, url: str) -> str | DataError:
+        stem, suffix = _name_of_url(url)
+        there = [path for path in self.folder.glob(f"{stem}.*") if path.suffix in _SUFFIXES]
+        target = there[0] if there else self.folder / f"{stem}{suffix or '.fetched'}"
+        try:
+            if not there:
+                fetch(url, target, pause=self.pause)
+        except DataError as error:
+            return DataError(f"image {error}", "image_missing")
+        try:
+            check_image(ImageRef(str(target)))
+        except DataError as error:
+            target.unlink()
+            return DataError(f"what {url} gives cannot be used: {error}", "image_unreadable")
+        if target.suffix == ".fetched":
+            target = target.rename(target.with_suffix(_suffix(target.read_bytes())))
+        return target.name
+
+    def _put(self, path: Path, data: bytes) -> None:
+        draft = path.with_name(f".{path.name}.tmp")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            draft.write_bytes(data)
+            os.replace(draft, path)
+        except OSError as error:
+            draft.unlink(missing_ok=True)
+            raise UserError(f"cannot write {path} ({error.strerror})") from error
+        self.written += 1
+
+
+def embedded(picture: Picture, images: str | None) -> Picture:
+    """The picture with its bytes, where it is a path into the folder `images`; URLs and data URIs stay as they are."""
+    source = picture.source
+    if picture.data is not None or images is None or source is None or source.startswith("data:") or is_url(source):
+        return picture
+    return Picture(source, _checked(ImageRef(within(source, images), images)))
+
+
+def _checked(ref: ImageRef) -> bytes:
+    data = hold_image(ref).source
+    assert isinstance(data, bytes)
+    return data
+
+
+def _suffix(data: bytes) -> str:
+    _checked(ImageRef(data))
+    with Image.open(io.BytesIO(data)) as image:
+        return {"JPEG": ".jpg", "TIFF": ".tif"}.get(str(image.format), f".{str(image.format).lower()}")
+
+
+def _is_plain(name: str) -> bool:
+    """Whether a name can be a path in the folder, and is one of an image."""
+    path = PurePosixPath(name)
+    clean = all(re.fullmatch(r"[^\x00-\x1f\\:*?\"<>|]+", part) and not part.startswith(".") for part in path.parts)
+    return clean and not path.is_absolute() and path.suffix.lower() in _SUFFIXES and len(name) < 200
+
+
+def _holds(path: Path, data: bytes) -> bool:
+    return path.is_file() and path.stat().st_size == len(data) and path.read_bytes() == data
+
+
+def _name_of_url(url: str) -> tuple[str, str]:
+    """The name of a URL's file, made of the URL alone, so that a second start finds it; its suffix may be empty."""
+    path = PurePosixPath(urllib.parse.unquote(urllib.parse.urlsplit(url).path))
+    stem = re.sub(r"[^A-Za-z0-9_-]+", "_", path.stem)[:60] or "image"
+    suffix = path.suffix.lower()
+    return f"{stem}-{hashlib.sha256(url.encode()).hexdigest()[:8]}", suffix if suffix in _SUFFIXES else ""

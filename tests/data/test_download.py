@@ -1,0 +1,134 @@
+"""Images that rows name by URL are fetched once, whatever the server does, and their rows name files after that."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from picture_files import noise, saved, scene
+
+from sightline.data.convert import convert
+from sightline.data.image_files import ImageFiles
+from sightline.errors import DataError
+
+JPEG, PNG = saved(scene(), "JPEG"), saved(noise(40, 30), "PNG")
+
+
+class Shop(BaseHTTPRequestHandler):
+    """A server whose shelves are the names of its paths."""
+
+    asked: Counter[str]
+
+    def do_GET(self) -> None:
+        name = self.path.rpartition("/")[2]
+        self.asked[name] += 1
+        times = self.asked[name]
+        if name.startswith("busy") and times < 3:
+            self.answer(503, b"later", {"Retry-After": "7"})
+        elif name.startswith("cut") and times < 2:
+            self.answer(200, PNG, cut=100)
+        elif name.startswith("gone"):
+            self.answer(404, b"no")
+        elif name.startswith("page"):
+            self.answer(200, b"<html>log in</html>", {"Content-Type": "text/html"})
+        elif name.startswith("lie"):
+            self.answer(200, b"these are no pixels at all")
+        else:
+            self.answer(200, PNG if "png" in name or "." not in name or name.startswith("cut") else JPEG)
+
+    def answer(self, code: int, body: bytes, headers: dict[str, str] | None = None, cut: int = 0) -> None:
+        self.send_response(code)
+        for key, value in {"Content-Type": "image/x", **(headers or {})}.items():
+            self.send_header(key, value)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body[: len(body) - cut])
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def shop() -> Iterator[tuple[str, Counter[str]]]:
+    asked: Counter[str] = Counter()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Open", (Shop,), {"asked": asked}))
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}/images/I", asked
+    server.shutdown()
+    server.server_close()
+
+
+def fetching(folder: Path, pauses: list[float] | None = None) -> ImageFiles:
+    return ImageFiles(folder, None, fetches=True, pause=(pauses if pauses is not None else []).append)
+
+
+def rows(tmp_path: Path, *urls: str) -> Path:
+    path = tmp_path / "train.json"
+    path.write_text(json.dumps([{"image": url, "conversations": [["<image>\nQ", "A"]]} for url in urls]))
+    return path
+
+
+def test_rows_as_paddlemix_shows_them(tmp_path: Path, shop: tuple[str, Counter[str]]) -> None:
+    # Its README has URLs like http://.../images/I/517lfifp%2BqL.jpg
+    host, asked = shop
+    urls = [f"{host}/51ntbts0gmL.jpg", f"{host}/517lfifp%2BqL.jpg", f"{host}/51ntbts0gmL.jpg", f"{host}/plain?size=3"]
+    source, folder = rows(tmp_path, *urls), tmp_path / "pictures"
+    done = convert(source, tmp_path / "out.json", "paddlemix", files=fetching(folder))
+    assert done.rows == 4
+    names = [row["image"] for row in json.loads((tmp_path / "out.json").read_text())]
+    assert names[0] == names[2] and len(set(names)) == 3 == len(list(folder.iterdir()))
+    assert names[0].startswith("51ntbts0gmL-") and names[0].endswith(".jpg")
+    assert names[3].startswith("plain-") and names[3].endswith(".png")
+    assert (folder / names[0]).read_bytes() == JPEG and (folder / names[3]).read_bytes() == PNG
+    assert set(asked.values()) == {1}
+    # A second start finds them all and asks for nothing.
+    convert(source, tmp_path / "again.json", "llava", files=fetching(folder))
+    assert [row["image"] for row in json.loads((tmp_path / "again.json").read_text())] == names
+    assert set(asked.values()) == {1}
+
+
+def test_faults_that_pass(tmp_path: Path, shop: tuple[str, Counter[str]]) -> None:
+    host, asked = shop
+    pauses: list[float] = []
+    source = rows(tmp_path, f"{host}/busy.jpg", f"{host}/cut.png")
+    convert(source, tmp_path / "out.json", "llava", files=fetching(tmp_path / "pictures", pauses))
+    assert asked == {"busy.jpg": 3, "cut.png": 2} and pauses.count(7.0) == 2
+    (cut,) = (tmp_path / "pictures").glob("cut*")
+    assert cut.read_bytes() == PNG
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("gone.jpg", "404"),
+        ("page.jpg", "web page"),
+        ("lie.jpg", "cannot be used: image"),
+        ("lie", "cannot be used: image"),
+    ],
+)
+def test_faults_that_stay_are_told_with_their_row(
+    tmp_path: Path, shop: tuple[str, Counter[str]], name: str, reason: str
+) -> None:
+    host, _ = shop
+    source, folder = rows(tmp_path, f"{host}/fine.jpg", f"{host}/{name}"), tmp_path / "pictures"
+    with pytest.raises(DataError) as error:
+        convert(source, tmp_path / "out.json", "llava", files=fetching(folder))
+    said = str(error.value)
+    assert said.startswith(f"{source}: row 2: ") and f"{host}/{name}" in said and reason in said and "\n" not in said
+    assert not (tmp_path / "out.json").exists()
+    done = convert(source, tmp_path / "out.json", "llava", files=fetching(folder), skip=True)
+    assert (done.rows, done.left_out) == (1, 1)
+    assert [path.name.partition("-")[0] for path in folder.iterdir()] == ["fine"]
+
+
+def test_urls_stay_urls_where_nothing_is_gathered(tmp_path: Path) -> None:
+    source = rows(tmp_path, "https://example.org/a.jpg")
+    convert(source, tmp_path / "out.json", "llava")
+    assert json.loads((tmp_path / "out.json").read_text())[0]["image"] == "https://example.org/a.jpg"
