@@ -102,8 +102,8 @@ CASES: dict[str, tuple[str | Row, str]] = {
         "'robot'",
     ),
     "order": (
-        {"conversations": [{"from": "gpt", "value": "A cat."}, {"from": "human", "value": "What?"}]},
-        "turn 1 is the assistant's",
+        {"conversations": [{"from": "human", "value": "What?"}, {"from": "human", "value": "Why?"}]},
+        "turn 2 is the user's",
     ),
     "empty_answer": (row(answer="  "), "turn 2: the answer is empty"),
     "image_count": (row("<image> and <image>", "one", "good.png"), "<image>"),
@@ -115,6 +115,10 @@ CASES: dict[str, tuple[str | Row, str]] = {
     "image_cut": (row("<image>" * 20, "many", ["good.png"] * 20), f"max_length {LIMIT}"),
     "too_long": (row("Tell me.", "and then " * 200), f"{LIMIT}"),
     "image_in_front": (row("What is in front?", "a picture", "good.png"), "<image>"),
+    "assistant_first": (
+        {"conversations": [{"from": "gpt", "value": "So."}, *row("And then?", "The end.")["conversations"]]},
+        "begins with the assistant",
+    ),
     "image_extension": (pictured("liar.png", "lies"), "liar.png"),
     "image_turned": (pictured("turned.jpg", "turned"), "turned.jpg"),
     "image_tiny": (pictured("tiny.png", "tiny"), "tiny.png"),

@@ -254,3 +254,15 @@ def test_a_form_that_is_named_is_the_one_that_is_read() -> None:
     }
     assert understood(both, form="openai").messages == (user("Q"), assistant("A"))
     assert understood(both, form="paddlemix").messages == (user("R"), assistant("B"))
+
+
+def test_a_conversation_that_begins_with_the_assistant_is_read_from_the_first_question_on() -> None:
+    """As official LLaVA's preprocess_v1 ("skip the first one if it is not from human") and XTuner's encode_fn do."""
+    turns = [("gpt", "and so on"), ("human", "Why?"), ("gpt", "Because.")]
+    row = {"conversations": [{"from": who, "value": text} for who, text in turns]}
+    conversation, findings = understand(row, "rows.json: row 1", None)
+    assert [(message.role, message.text) for message in conversation.messages] == [
+        ("user", "Why?"),
+        ("assistant", "Because."),
+    ]
+    assert [finding.kind for finding in findings] == ["assistant_first"] and not findings[0].bad

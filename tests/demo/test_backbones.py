@@ -34,7 +34,7 @@ def test_transformers_loads_both(made: Backbones) -> None:
     tower, found = CLIPVisionModel.from_pretrained(made.vision_tower, output_loading_info=True)
     assert not found["missing_keys"] and not found["unexpected_keys"]
     processor = AutoImageProcessor.from_pretrained(made.vision_tower, backend="pil")
-    assert processor.crop_size["height"] == tower.config.image_size == 54
+    assert processor.crop_size["height"] == tower.config.image_size == 56
     tokenizer = AutoTokenizer.from_pretrained(made.llm)
     assert llm.config.vocab_size == len(tokenizer)
     assert (tokenizer.bos_token, tokenizer.eos_token, tokenizer.unk_token) == ("<s>", "</s>", "<unk>")

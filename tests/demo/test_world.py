@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sightline.demo.questions import ONE, TWO, ask_one, ask_two, choice_prompt, in_words, with_options
+from sightline.demo.questions import DESCRIBE, ONE, TWO, ask_one, ask_two, choice_prompt, in_words, with_options
 from sightline.demo.scenes import COLOURS, EXTENT, PLACES, SIZES, Scene, Thing, box_of, caption, draw_scene, paint
-from sightline.demo.world import QUICK, World, draw_world
+from sightline.demo.world import HINT, QUICK, World, draw_world
 from sightline.errors import UserError
 
 SIDE = 1_000_000
@@ -47,7 +47,7 @@ def digest(folder: Path) -> dict[str, str]:
 
 def things_in(sentence: str) -> list[tuple[str, str, str]]:
     """Colour, shape, place of everything that a caption names."""
-    found = re.findall(r"[Aa] (\w+) (\w+) in the ((?:north|south)?(?:east|west)?|centre)(?=[,.]| and)", sentence)
+    found = re.findall(r"[Aa] (\w+) (\w+) in the ((?:north|south)(?:east|west))(?=[,.]| and)", sentence)
     return [(colour, shape, place) for colour, shape, place in found]
 
 
@@ -130,8 +130,8 @@ def test_boxes_lie_around_the_pixels(form: str, size: int, monkeypatch: pytest.M
     side = max(width, height)
     rng = np.random.default_rng(size)
     for place in range(len(PLACES)):
-        thing = Thing(place, "black", "square")
-        dark = np.asarray(paint(Scene((thing,), form), rng).convert("L")) < 128
+        thing = Thing(place, "blue", "square")
+        dark = np.asarray(paint(Scene((thing,), form), rng).convert("L")) < 140
         ys, xs = np.nonzero(dark)
         shift_x, shift_y = (side - width) / 2, (side - height) / 2
         pixels = [xs.min() + shift_x, ys.min() + shift_y, xs.max() + 1 + shift_x, ys.max() + 1 + shift_y]
@@ -141,37 +141,38 @@ def test_boxes_lie_around_the_pixels(form: str, size: int, monkeypatch: pytest.M
 
 
 def test_box_by_hand() -> None:
-    # 96 x 72 in a square of 96: the middle row's centre stays at 0.5, the top row's is (72 / 6 + 12) / 96 = 0.25.
-    assert EXTENT == 0.22
-    assert box_of(Thing(4, "red", "circle"), "wide") == "[0.39, 0.39, 0.61, 0.61]"
-    assert box_of(Thing(0, "red", "circle"), "wide") == "[0.06, 0.14, 0.28, 0.36]"
-    assert box_of(Thing(0, "red", "circle"), "square") == "[0.06, 0.06, 0.28, 0.28]"
+    # 64 x 48 in a square of 64: the upper row's centre is at (48 / 4 + 8) / 64 = 0.3125, the lower one's at 0.6875.
+    assert EXTENT == 0.3
+    assert box_of(Thing(3, "red", "circle"), "wide") == "[0.60, 0.54, 0.90, 0.84]"
+    assert box_of(Thing(0, "red", "circle"), "wide") == "[0.10, 0.16, 0.40, 0.46]"
+    assert box_of(Thing(0, "red", "circle"), "square") == "[0.10, 0.10, 0.40, 0.40]"
 
 
-@pytest.mark.parametrize("shape", ["circle", "square", "triangle", "cross"])
+@pytest.mark.parametrize("shape", ["circle", "square", "triangle"])
 def test_colours_are_where_they_should_be(shape: str) -> None:
     rng = np.random.default_rng(1)
-    for place, colour in enumerate([*COLOURS, *list(COLOURS)[:3]]):
+    for place, colour in enumerate(COLOURS):
         picture = np.asarray(paint(Scene((Thing(place, colour, shape),), "square"), rng)).astype(int)
-        row, column = divmod(place, 3)
-        y, x = round((row + 0.5) * len(picture) / 3), round((column + 0.5) * len(picture) / 3)
+        row, column = divmod(place, 2)
+        y, x = round((row + 0.5) * len(picture) / 2), round((column + 0.5) * len(picture) / 2)
         assert np.abs(picture[y, x] - COLOURS[colour]).max() <= 26
         assert min(picture[0, 0]) > 180
 
 
-SCENE = Scene((Thing(0, "red", "circle"), Thing(4, "blue", "circle"), Thing(5, "red", "cross")), "square")
+SCENE = Scene((Thing(0, "red", "circle"), Thing(1, "blue", "circle"), Thing(3, "red", "square")), "square")
 
 
 def test_answers_by_hand() -> None:
-    assert caption(SCENE) == "A red circle in the northwest, a blue circle in the centre and a red cross in the east."
+    told = "A red circle in the northwest, a blue circle in the northeast and a red square in the southeast."
+    assert caption(SCENE) == told
     expected = {
         "What is in the northwest?": "red circle",
-        "What is in the centre?": "blue circle",
-        "What colour is the cross?": "red",
+        "What is in the northeast?": "blue circle",
+        "What colour is the square?": "red",
         "Which shape is blue?": "circle",
         "How many shapes are there?": "3",
-        "Where is the red cross?": "east",
-        "Give the box of the blue circle.": "[0.39, 0.39, 0.61, 0.61]",
+        "Where is the square?": "southeast",
+        "Give the box of the square.": "[0.60, 0.60, 0.90, 0.90]",
     }
     rng = np.random.default_rng(0)
     asked = {(q.question, q.answer) for _ in range(300) for kind in ONE if (q := ask_one(kind, SCENE, rng))}
@@ -179,15 +180,16 @@ def test_answers_by_hand() -> None:
     questions = [question for question, _ in asked]
     assert len(questions) == len(set(questions))
     assert "What colour is the circle?" not in questions and "Which shape is red?" not in questions
+    assert "Where is the circle?" not in questions
 
 
 def test_answers_about_two_pictures_by_hand() -> None:
-    other = Scene((Thing(8, "green", "square"),), "tall")
+    other = Scene((Thing(2, "green", "triangle"),), "tall")
     rng = np.random.default_rng(0)
     asked = {(q.question, q.answer) for _ in range(100) for kind in TWO if (q := ask_two(kind, (SCENE, other), rng))}
     assert asked == {
-        ("What colour is the cross in the first picture?", "red"),
-        ("What colour is the square in the second picture?", "green"),
+        ("What colour is the square in the first picture?", "red"),
+        ("What colour is the triangle in the second picture?", "green"),
         ("How many shapes are in the first picture?", "3"),
         ("How many shapes are in the second picture?", "1"),
     }
@@ -215,7 +217,7 @@ def test_words_tell_the_whole_scene() -> None:
 def test_a_guess_without_looking_is_worth_little() -> None:
     """The best constant answer to each kind of question, over many scenes."""
     rng = np.random.default_rng(5)
-    limits = {"describe": 0.02, "what": 0.1, "colour": 0.25, "shape": 0.35, "count": 0.4, "where": 0.2, "box": 0.15}
+    limits = {"describe": 0.02, "what": 0.15, "colour": 0.35, "shape": 0.45, "count": 0.6, "where": 0.35, "box": 0.2}
     for kind, limit in limits.items():
         answers: dict[str, int] = defaultdict(int)
         for _ in range(1500):
@@ -255,3 +257,15 @@ def test_training_asks_choices_as_mmbench_does() -> None:
         "Hint: it barks.\nWhat is it?\nA. a cat\nB. a dog\n"
         "Answer with the option's letter from the given choices directly."
     )
+
+
+def test_no_answer_gives_another_one_away(world: World) -> None:
+    """A model that can copy from its own earlier answers does not learn to look."""
+    for row in rows_of(world.finetune):
+        said = [turn["value"].removeprefix("<image>\n").removeprefix(f"{HINT}\n") for turn in row["conversations"][::2]]
+        questions = [text.splitlines()[0] for text in said]
+        if not isinstance(row.get("image"), str):
+            continue
+        assert len(questions) == 1 or not set(questions) & set(DESCRIBE)
+        assert len(set(questions)) == len(questions)
+        assert sum(not words.startswith("How many") for words in questions) <= 3

@@ -192,7 +192,7 @@ def test_bad_rows_are_listed_or_stop_the_run(path: Path, trained: Trained, tmp_p
     run = trained(*changes, "data.0.on_bad_row=skip", name="skip")
     listed = [json.loads(line) for line in (run / "bad_rows.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [(row["file"], row["row"], row["kind"]) for row in listed] == [
-        (str(data), 5, "image_missing"),
+        (str(data), 5, "image_count"),
         (str(data), 8, "form"),
     ]
 

@@ -52,6 +52,8 @@ def understand(
             if row.get(key):
                 raise DataError(f"the row has {key!r}; only images are understood", "form")
         turns, findings = place(reading)
+        turns, dropped = _from_the_user(turns)
+        findings += dropped
         folder = str(images_folder) if images_folder is not None else None
         messages = tuple(
             Message(
@@ -132,6 +134,19 @@ def within(source: str, folder: str) -> str:
         return path
     relative = os.path.relpath(path, os.path.abspath(folder))
     return path if relative.startswith("..") else relative
+
+
+def _from_the_user(turns: Sequence[Turn]) -> tuple[Sequence[Turn], tuple[Finding, ...]]:
+    """Begin where the user does, as official LLaVA and XTuner: cut conversations of ShareGPT begin in the middle."""
+    head = [turn for turn in turns[:1] if turn.role == "system"]
+    rest = turns[len(head) :]
+    number = next((at for at, turn in enumerate(rest) if turn.role != "assistant"), 0)
+    if not number or any(not isinstance(part, str) for turn in rest[:number] for part in turn.content):
+        return turns, ()
+    reason = (
+        f"the conversation begins with the assistant: its first {'turn is' if number == 1 else 'turns are'} left out"
+    )
+    return [*head, *rest[number:]], (Finding("assistant_first", reason),)
 
 
 def _check_order(messages: Sequence[Message]) -> None:

@@ -31,6 +31,7 @@ KINDS: dict[str, Kind] = {
     "image_cut": Kind("an image beyond max_length", "raise batch.max_length, or use fewer images"),
     "too_long": Kind("cut at max_length", "raise batch.max_length, or shorten the row", bad=False),
     "image_in_front": Kind("images without <image>, put in front", "write <image> where they belong", bad=False),
+    "assistant_first": Kind("begins with the assistant", "nothing: it is read from the first question on", bad=False),
     "image_extension": Kind("extension that lies", "rename the file after what it is", bad=False),
     "image_turned": Kind("turned by EXIF", "nothing: it is shown upright", bad=False),
     "image_tiny": Kind("tiny image", "check that it is the right file", bad=False),

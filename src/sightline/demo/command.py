@@ -183,7 +183,7 @@ def _chat(vlm: VLM, world: World, model: Path) -> None:
     _step("a chat about a picture it has never seen", f"sightline chat {model} --image {path}")
     memory = Memory()
     messages: list[Message] = []
-    for question in ("Describe the picture.", "How many shapes are there?", "What is in the centre?"):
+    for question in ("Describe the picture.", "How many shapes are there?", "What is in the northwest?"):
         messages.append(ask(question, [] if messages else [image]))
         answer = "".join(reply(vlm, messages, Sampling(max_new_tokens=60), memory)).strip()
         messages.append(Message("assistant", (Text(answer),)))

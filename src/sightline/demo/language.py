@@ -31,11 +31,15 @@ SHAPE = {
     "hidden_size": 64,
     "intermediate_size": 176,
     "num_hidden_layers": 4,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "head_dim": 32,
     "max_position_embeddings": 2048,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1_000_000.0},
 }
 """Heads of 32 (other programs refuse 16), and an inner size that differs from the outer one.
+
+With Qwen's base of the rotations more of a head's 32 places turn so slowly that they compare what, not where.
 
 Twice as wide learns as much in as many steps, each of which takes more than twice as long.
 """

@@ -15,7 +15,7 @@ T = TypeVar("T")
 DESCRIBE = ("Describe the picture.", "What is in the picture?", "What do you see?")
 ONE = ("describe", "what", "colour", "shape", "count", "where", "box")
 TWO = ("two_colour", "two_count")
-NUMBERS = ("1", "2", "3", "4")
+NUMBERS = ("1", "2", "3")
 ORDER = ("first", "second")
 
 
@@ -28,36 +28,36 @@ class Asked:
     answer: str
     others: tuple[str, ...] = ()
     """Wrong answers of the same sort, for multiple choice."""
+    thing: Thing | None = None
+    """What it is about; None: the whole picture."""
 
 
-def ask_one(kind: str, scene: Scene, rng: np.random.Generator) -> Asked | None:
-    """A question of this kind about one picture, or None where the scene has no clear answer to it."""
+def ask_one(kind: str, scene: Scene, rng: np.random.Generator, about: Sequence[Thing] | None = None) -> Asked | None:
+    """A question of this kind about one picture, or None where it has no clear answer; `about` some things only."""
+    things = scene.things if about is None else about
+    # A thing is named by its shape where no other has this shape; by its colour likewise.
+    by_shape = [thing for thing in things if len(scene.shaped(thing.shape)) == 1]
     match kind:
         case "describe":
             return Asked(kind, _one(rng, DESCRIBE), caption(scene))
         case "what":
-            return _what(scene, rng)
+            return _what(_one(rng, things)) if things else None
         case "colour":
-            clear = [thing for thing in scene.things if len(scene.shaped(thing.shape)) == 1]
-            return _about(kind, "What colour is the {0.shape}?", "colour", clear, tuple(COLOURS), rng)
+            return _about(kind, "What colour is the {0.shape}?", "colour", by_shape, tuple(COLOURS), rng)
         case "shape":
-            clear = [thing for thing in scene.things if len(scene.coloured(thing.colour)) == 1]
-            return _about(kind, "Which shape is {0.colour}?", "shape", clear, SHAPES, rng)
+            by_colour = [thing for thing in things if len(scene.coloured(thing.colour)) == 1]
+            return _about(kind, "Which shape is {0.colour}?", "shape", by_colour, SHAPES, rng)
         case "count":
             return _count(kind, "How many shapes are there?", scene)
-        case "where":
-            clear = [thing for thing in scene.things if len(scene.named(thing.name)) == 1]
-            if not clear:
-                return None
-            thing = _one(rng, clear)
+        case "where" if by_shape:
+            thing = _one(rng, by_shape)
             others = tuple(place for place in PLACES if place != PLACES[thing.place])
-            return Asked(kind, f"Where is the {thing.name}?", PLACES[thing.place], others)
-        case "box":
-            clear = [thing for thing in scene.things if len(scene.named(thing.name)) == 1]
-            if not clear:
-                return None
-            thing = _one(rng, clear)
-            return Asked(kind, f"Give the box of the {thing.name}.", box_of(thing, scene.form))
+            return Asked(kind, f"Where is the {thing.shape}?", PLACES[thing.place], others, thing)
+        case "box" if by_shape:
+            thing = _one(rng, by_shape)
+            return Asked(kind, f"Give the box of the {thing.shape}.", box_of(thing, scene.form), thing=thing)
+        case "where" | "box":
+            return None
     raise ValueError(kind)
 
 
@@ -105,14 +105,13 @@ def _about(
         return None
     thing = _one(rng, clear)
     answer = getattr(thing, field)
-    return Asked(kind, text.format(thing), answer, tuple(value for value in values if value != answer))
+    return Asked(kind, text.format(thing), answer, tuple(value for value in values if value != answer), thing)
 
 
-def _what(scene: Scene, rng: np.random.Generator) -> Asked:
+def _what(thing: Thing) -> Asked:
     names = [f"{colour} {shape}" for colour in COLOURS for shape in SHAPES]
-    thing = _one(rng, scene.things)
     others = tuple(name for name in names if name != thing.name)
-    return Asked("what", f"What is in the {PLACES[thing.place]}?", thing.name, others)
+    return Asked("what", f"What is in the {PLACES[thing.place]}?", thing.name, others, thing)
 
 
 def _count(kind: str, question: str, scene: Scene) -> Asked:

@@ -1,4 +1,4 @@
-"""What the demo's pictures show: up to four coloured shapes at places of a 3 x 3 grid; drawn, boxed, described."""
+"""What the demo's pictures show: up to three coloured shapes, one in each quarter; drawn, boxed, described."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ COLOURS = {
     "green": (40, 160, 70),
     "blue": (45, 75, 215),
     "yellow": (238, 205, 40),
-    "purple": (140, 50, 165),
-    "black": (35, 35, 35),
 }
-SHAPES = ("circle", "square", "triangle", "cross")
-PLACES = ("northwest", "north", "northeast", "west", "centre", "east", "southwest", "south", "southeast")
+SHAPES = ("circle", "square", "triangle")
+PLACES = ("northwest", "northeast", "southwest", "southeast")
 """As on a map, and a single token each: `top left` has to be told from both `top` and `left`."""
+
+GRID = 2
+"""Rows and columns of places."""
 
 SIZES = {
     "square": ((56, 56), (72, 72), (96, 96), (112, 112)),
@@ -28,11 +29,11 @@ SIZES = {
 }
 """Width and height in pixels, by the form of the picture; the longer side of the last two is 4/3 of the shorter one."""
 
-EXTENT = 0.22
+EXTENT = 0.3
 """Width and height of a shape as a share of the picture's longer side."""
 
-NUMBER_SHARES = (0.1, 0.35, 0.35, 0.2)
-"""How often a scene has one thing, two, three and four. With a single one nothing need be looked up to answer."""
+NUMBER_SHARES = (0.1, 0.35, 0.55)
+"""How often a scene has one thing, two and three. With a single one nothing need be looked up to answer."""
 
 HELD_OUT_SHARE = 8
 """One combination in so many is kept for the questions that training never sees."""
@@ -110,9 +111,9 @@ def paint(scene: Scene, rng: np.random.Generator) -> Image.Image:
 
 
 def _pixels(thing: Thing, width: int, height: int) -> tuple[int, int, int, int]:
-    row, column = divmod(thing.place, 3)
+    row, column = divmod(thing.place, GRID)
     half = EXTENT * max(width, height) / 2
-    x, y = (column + 0.5) * width / 3, (row + 0.5) * height / 3
+    x, y = (column + 0.5) * width / GRID, (row + 0.5) * height / GRID
     # Pillow paints the last pixel too.
     return round(x - half), round(y - half), round(x + half) - 1, round(y + half) - 1
 
@@ -138,9 +139,9 @@ def box_of(thing: Thing, form: str) -> str:
     """Where a thing is in the picture padded to a square, as LLaVA-1.5 writes boxes: [x1, y1, x2, y2] as shares."""
     width, height = SIZES[form][0]
     side = max(width, height)
-    row, column = divmod(thing.place, 3)
-    x = ((column + 0.5) * width / 3 + (side - width) / 2) / side
-    y = ((row + 0.5) * height / 3 + (side - height) / 2) / side
+    row, column = divmod(thing.place, GRID)
+    x = ((column + 0.5) * width / GRID + (side - width) / 2) / side
+    y = ((row + 0.5) * height / GRID + (side - height) / 2) / side
     half = EXTENT / 2
     return "[" + ", ".join(f"{value:.2f}" for value in (x - half, y - half, x + half, y + half)) + "]"
 

@@ -18,11 +18,11 @@ from sightline.demo.scenes import Scene, caption, draw_scene, paint
 if TYPE_CHECKING:
     from sightline.demo.backbones import Schedule
 
-IMAGE_SIZE, PATCH_SIZE = 54, 18
-"""3 x 3 patches: where the picture is square, each sees one place of the grid."""
+IMAGE_SIZE, PATCH_SIZE = 56, 28
+"""2 x 2 patches: each sees one place of the grid."""
 
-PLACE_STD = 1.2
-"""Scale of the position embeddings at the start: about twice that of the embedded patches."""
+PLACE_STD = 4.0
+"""Scale of the position embeddings at the start: several times that of the embedded patches."""
 
 FAMILY = 4
 """A scene and three that differ from it in one thing."""

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from sightline.demo.questions import ONE, TWO, Asked, ask_one, ask_two, choice_prompt, in_words, with_options
-from sightline.demo.scenes import Scene, caption, draw_scene, paint
+from sightline.demo.scenes import Scene, Thing, caption, draw_scene, paint
 from sightline.errors import UserError
 
 Row = dict[str, Any]
@@ -24,16 +24,16 @@ CIRCLE = 1_000_000
 CHOICE_SHARE = 0.5
 """How often a question that can be put as multiple choice is, once there are such questions."""
 
-OPEN_SHARE = 0.3
+OPEN_SHARE = 0.4
 """So much of the fine-tuning file has no multiple choice: first to find the answer, then its letter."""
 
-WEIGHTS = {"describe": 0.3, "what": 2, "colour": 3, "shape": 0.5, "count": 0.4, "where": 1.5, "box": 0.2}
+WEIGHTS = {"describe": 0.3, "what": 2, "colour": 2, "shape": 1, "count": 0.5, "where": 3, "box": 0.4}
 """How often each kind of question is asked: those that take long to learn more often than the others."""
 
 OPTIONS = (2, 2, 3, 4)
 """Numbers of options of a multiple-choice question; letters are learned from questions with two."""
 
-HINT = "Hint: every picture shows one to four shapes."
+HINT = "Hint: every picture shows one to three shapes."
 
 CATEGORIES = {
     "what": ("object_localization", "finegrained_perception (instance-level)"),
@@ -140,16 +140,16 @@ def _finetune_rows(album: Album, rng: np.random.Generator, number: int) -> Itera
         choices = CHOICE_SHARE if at >= OPEN_SHARE * number else 0.0
         row: Row = {"id": f"finetune-{at}"}
         if sort < 0.04:
-            turns = conversation([scene], rng, turns=4, choices=choices)
+            turns = conversation([scene], rng, turns=3, choices=choices)
             turns[0]["value"] = f"{in_words(scene, rng)}\n{turns[0]['value']}"
         elif sort < 0.16:
             scenes = [scene, draw_scene(rng)]
             row["image"] = [album.add(each, rng) for each in scenes]
-            turns = conversation(scenes, rng, turns=4, choices=choices)
+            turns = conversation(scenes, rng, turns=3, choices=choices)
             turns[0]["value"] = f"<image>\n<image>\n{turns[0]['value']}"
         else:
             row["image"] = album.add(scene, rng)
-            turns = conversation([scene], rng, turns=int(rng.integers(5, 10)), choices=choices)
+            turns = conversation([scene], rng, turns=4, choices=choices)
             turns[0]["value"] = f"<image>\n{turns[0]['value']}"
         yield row | {"conversations": turns}
 
@@ -157,28 +157,36 @@ def _finetune_rows(album: Album, rng: np.random.Generator, number: int) -> Itera
 def conversation(
     scenes: Sequence[Scene], rng: np.random.Generator, *, turns: int, choices: float
 ) -> list[dict[str, str]]:
-    """Up to so many questions about one or two pictures, no two the same; a share of them multiple choice."""
+    """Up to so many questions about one or two pictures; a share of them multiple choice.
+
+    No two are about the same thing, and after a description nothing is asked: an answer that an earlier one gives away
+    is copied from the text, and what is copied does not teach to look.
+    """
     result: dict[str, list[dict[str, str]]] = {}
+    left = list(scenes[0].things)
     tries = 0
     while len(result) < turns and (tries < 4 * turns or not result):
         tries += 1
-        asked = _ask(scenes, rng)
-        if asked is None or asked.question in result:
+        asked = _ask(scenes, rng, left)
+        if asked is None or asked.question in result or (asked.kind == "describe" and result):
             continue
+        left = [thing for thing in left if thing != asked.thing]
         if asked.others and rng.random() < choices:
             options, right = with_options(asked, rng, number=int(rng.choice(OPTIONS)))
             hint = HINT if rng.random() < 0.15 else ""
             result[asked.question] = _turn(choice_prompt(asked.question, options, hint), "ABCD"[right])
         else:
             result[asked.question] = _turn(asked.question, asked.answer)
+        if asked.kind == "describe":
+            break
     return [message for turn in result.values() for message in turn]
 
 
-def _ask(scenes: Sequence[Scene], rng: np.random.Generator) -> Asked | None:
+def _ask(scenes: Sequence[Scene], rng: np.random.Generator, about: Sequence[Thing]) -> Asked | None:
     if len(scenes) == 2:
         return ask_two(str(rng.choice(TWO)), scenes, rng)
     weights = np.array([WEIGHTS[kind] for kind in ONE])
-    return ask_one(str(rng.choice(ONE, p=weights / weights.sum())), scenes[0], rng)
+    return ask_one(str(rng.choice(ONE, p=weights / weights.sum())), scenes[0], rng, about)
 
 
 def _heldout_rows(album: Album, rng: np.random.Generator, number: int) -> Iterator[Row]:

@@ -76,8 +76,8 @@ def place(reading: Reading) -> tuple[tuple[Turn, ...], tuple[Finding, ...]]:
         )
     elif places:
         waiting = iter(images)
-        turns = tuple(replace(turn, content=tuple(_filled(turn.content, waiting))) for turn in turns)
-    return tuple(replace(turn, content=_merged(turn.content)) for turn in turns), findings
+        turns = tuple(Turn(turn.role, tuple(_filled(turn.content, waiting)), turn.extra) for turn in turns)
+    return tuple(Turn(turn.role, _merged(turn.content), turn.extra) for turn in turns), findings
 
 
 def written_out(turn: Turn) -> str:
