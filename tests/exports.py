@@ -92,13 +92,14 @@ CASES = [
 def make_case(folder: Path, case: str) -> VLM:
     """A model of that kind; what it says before it is written is the truth."""
     kind = case if case in ("legacy", "first") else "byte"
-    changes = {"rope_parameters": {**ROPE, "rope_theta": 5e5}} if case == "rope" else {}
-    tiny.make_llm(folder / "llm", kind=kind, tie_word_embeddings=case == "tied", num_hidden_layers=1, **changes)
+    changes: dict[str, Any] = {"rope_parameters": {**ROPE, "rope_theta": 5e5}} if case == "rope" else {}
+    template = case if case in TEMPLATES else "vicuna"
+    changes |= {"tie_word_embeddings": case == "tied", "num_hidden_layers": 1}
+    tiny.make_llm(folder / "llm", kind=kind, extra=TEMPLATES[template].tokens, **changes)
     if case == "llama":
         add_bos(folder / "llm")
     if case == "vicuna":
         as_vicuna(folder / "llm")
-    template = case if case in TEMPLATES else "vicuna"
     vlm = built(folder, template, pad="crop" if case == "crop" else "pad")
     return with_adapters(vlm) if case == "lora" else vlm
 

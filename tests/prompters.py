@@ -20,8 +20,12 @@ FEATURES = 4
 
 CONTROL = (
     *("<|im_start|>", "<|im_end|>", "<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>"),
-    *("<|system|>", "<|user|>", "<|assistant|>", "<|end|>", "<|endoftext|>"),
+    *("<|system|>", "<|user|>", "<|assistant|>", "<|end|>", "<|endoftext|>", "<start_of_turn>", "<end_of_turn>"),
+    *("<eoh>", "<eoa>", "<reserved_102>", "<reserved_103>", "<reserved_106>", "<reserved_107>", "[gMASK]", "sop"),
+    *("<|START_OF_TURN_TOKEN|>", "<|SYSTEM_TOKEN|>", "<|USER_TOKEN|>", "<|CHATBOT_TOKEN|>", "<|END_OF_TURN_TOKEN|>"),
+    "<｜end▁of▁sentence｜>",
 )
+"""Of all models at once: what every template needs."""
 
 # The pattern in Llama-3's tokenizer.json: a line break sticks to the punctuation and the breaks before it.
 LLAMA3 = (

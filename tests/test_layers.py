@@ -26,8 +26,10 @@ LAYERS = [
 ]
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
 MEMBER_OF = {
+    "devices": "runtime",
     "recipes": "recipe",
     "recipe_errors": "recipe",
+    "recipe_sections": "recipe",
     "recipe_commands": "recipe",
     "data_commands": "cli",
     "__main__": "cli",

@@ -61,9 +61,9 @@ def make_tokenizer(kind: str = "byte", *, extra: tuple[str, ...] = ()) -> PreTra
     return fast
 
 
-def make_llm(folder: Path, *, seed: int = 0, kind: str = "byte", **changes: Any) -> Path:
-    """A random Llama of 2 layers with its tokenizer."""
-    tokenizer = make_tokenizer(kind)
+def make_llm(folder: Path, *, seed: int = 0, kind: str = "byte", extra: tuple[str, ...] = (), **changes: Any) -> Path:
+    """A random Llama of 2 layers with its tokenizer, which has `extra` control tokens."""
+    tokenizer = make_tokenizer(kind, extra=extra)
     settings = {
         "vocab_size": len(tokenizer),
         "hidden_size": 64,

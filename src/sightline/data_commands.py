@@ -191,7 +191,10 @@ def _file(args: argparse.Namespace) -> Asked:
 def _with(
     name: str, entries: tuple[DataRecipe, ...], prompter: Prompter, limit: int, settings: dict[str, str], seed: int = 0
 ) -> Asked:
-    more = {"max_length": str(limit), "tokens of an image": str(prompter.tokens_per_image)}
+    of_image = str(prompter.tokens_per_image)
+    if prompter.tiles is not None:
+        of_image += f", and up to {prompter.tiles.most_tokens - prompter.tokens_per_image} of its tiles"
+    more = {"max_length": str(limit), "tokens of an image": of_image}
     return Asked(name, entries, prompter, limit, settings | more, seed)
 
 
@@ -203,7 +206,9 @@ def _prompter(model: str, template: str | None, tokens_per_image: int | None) ->
     from transformers import AddedToken, AutoConfig, AutoTokenizer
 
     from sightline.model.assemble import make_prompter
-    from sightline.model.load import model_folder, positions, quiet, reading, recognise_template
+    from sightline.model.load import positions, recognise_template
+    from sightline.model.next import NEXT
+    from sightline.model.reading import model_folder, quiet, reading
     from sightline.prompt.prompter import Prompter, template_named
     from sightline.types import IMAGE
 
@@ -213,8 +218,8 @@ def _prompter(model: str, template: str | None, tokens_per_image: int | None) ->
         only_tokenizer = Path(folder).is_dir() and not Path(folder, "config.json").exists()
         config = None if only_tokenizer else AutoConfig.from_pretrained(folder)
     most = None if config is None else positions(config.get_text_config())
-    chosen = recognise_template(tokenizer, model) if template is None else template_named(template)
-    if config is not None and config.model_type == "llava":
+    chosen = recognise_template(tokenizer, model) if template is None else template_named(template, tokenizer=tokenizer)
+    if config is not None and config.model_type in ("llava", NEXT):
         if tokens_per_image is not None:
             raise UserError(f"--tokens-per-image: {model} is a whole model, which knows it itself")
         spec = ModelRecipe(from_model=model, template=chosen.name, system=chosen.default_system)

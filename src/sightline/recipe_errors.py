@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from collections.abc import Mapping
 from typing import Any, Literal, get_args, get_origin
 
@@ -42,6 +43,11 @@ ELSEWHERE = {
     "visual_encoder_name_or_path": "model.vision_tower",
 }
 """What XTuner, LLaVA and transformers call our keys."""
+
+MANY = 12
+"""Choices beyond it are not all listed where one of them is near."""
+
+_QUOTED = re.compile(r"'([^']*)'")
 
 _PLAIN = {
     "Input should be": "must be",
@@ -104,6 +110,10 @@ def _problem(item: Any, keys: Mapping[KeyPath, Any]) -> str:
         return f"{dotted(path)}: missing"
     if kind == "too_short":
         return f"{dotted(path)}: must have at least one entry"
+    if kind == "literal_error" and (options := _QUOTED.findall(item["ctx"]["expected"]))[MANY:]:
+        near = difflib.get_close_matches(str(item["input"]), options, n=3)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(options)}"
+        return f"{dotted(path)}: there is no {json.dumps(item['input'], ensure_ascii=False)}; {hint}"
     message = item["msg"]
     for theirs, ours in _PLAIN.items():
         message = message.replace(theirs, ours)

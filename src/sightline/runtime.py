@@ -6,12 +6,14 @@ import os
 import platform
 import random
 from collections.abc import Callable
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from rich.console import Console
 
+from sightline.devices import VISIBLE, Choice, Wishes, choose, look
 from sightline.errors import UserError
 
 if TYPE_CHECKING:
@@ -86,6 +88,20 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def pick(wishes: Wishes) -> Choice:
+    """What of this machine fits the wishes; says what is used instead of what it lacks, and raises UserError else."""
+    hidden = {name: os.environ[name] for name in VISIBLE.values() if name in os.environ}
+    choice = choose(look(), wishes, hidden)
+    for remark in choice.remarks:
+        _say_once(remark)
+    return choice
+
+
+@cache
+def _say_once(text: str) -> None:
+    say(text)
+
+
 def pick_device(name: str = "auto") -> torch.device:
     """The device of a name such as `cuda`, `mps`, `npu`, `xpu` or `cpu`; `auto` is the accelerator if there is one.
 
@@ -93,29 +109,14 @@ def pick_device(name: str = "auto") -> torch.device:
     """
     import torch
 
-    found = torch.accelerator.current_accelerator(check_available=True)
-    if name == "auto":
-        return found or torch.device("cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise UserError(f"unknown device {name!r}: use auto, cpu, cuda, mps, npu or xpu") from error
-    if device.type != "cpu" and (found is None or found.type != device.type):
-        raise UserError(f"no device {name!r} here (found: {found or 'cpu'}); use --device auto or cpu")
-    return device
+    return torch.device(pick(Wishes(device=name, dtype="float32")).device)
 
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The number format of a name; `auto` is bfloat16 where the device computes in it, float32 elsewhere."""
+    """The number format of a name; `auto` is bfloat16 where an accelerator computes in it, float32 on CPU and mps."""
     import torch
 
-    short = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
-    if name == "auto":
-        if device.type == "cpu":
-            return torch.float32
-        able = torch.cuda.is_bf16_supported() if device.type == "cuda" else device.type in ("npu", "xpu")
-        return torch.bfloat16 if able else torch.float32
-    dtype: torch.dtype = getattr(torch, short.get(name, name))
+    dtype: torch.dtype = getattr(torch, pick(Wishes(device=device.type, dtype=name)).dtype)
     return dtype
 
 

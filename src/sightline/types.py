@@ -96,6 +96,9 @@ class Encoded:
 
     images: tuple[ImageRef, ...]
 
+    sizes: tuple[tuple[int, int], ...] = ()
+    """Width and height of each image, where the number of its tokens depends on them; otherwise empty."""
+
     @property
     def num_targets(self) -> int:
         """Targets that a causal model can learn: the first token has nothing before it."""

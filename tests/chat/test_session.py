@@ -14,7 +14,7 @@ from sightline.errors import DataError, UserError
 from sightline.model.generate import Memory, Sampling, replies
 from sightline.model.load import VLM
 from sightline.prompt.prompter import template_named
-from sightline.prompt.templates import render, to_text
+from sightline.prompt.render import render, to_text
 from sightline.types import ImageRef, Message, Text
 
 GREEDY = Sampling(max_new_tokens=24)

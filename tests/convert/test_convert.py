@@ -125,7 +125,7 @@ def test_an_unfit_folder_is_refused_before_anything_is_loaded(
     monkeypatch: pytest.MonkeyPatch,
     name: str,
 ) -> None:
-    monkeypatch.setattr("sightline.convert.checkpoint.assemble", lambda *_: pytest.fail("loaded"))
+    monkeypatch.setattr("sightline.model.restore.assemble", lambda *_: pytest.fail("loaded"))
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").write_text("mine")
     (tmp_path / "file").write_text("mine")

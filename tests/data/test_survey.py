@@ -26,8 +26,10 @@ from sightline.data.inspect import Source
 from sightline.data.sources import open_rows
 from sightline.data.survey import Survey, survey
 from sightline.prompt.prompter import template_named
+from sightline.prompt.tiles import Tiles, square_grids
 
 QUIET = Console(quiet=True)
+TILES = Tiles(square_grids(28), 28, 2)
 ROWS = 40
 
 
@@ -133,6 +135,7 @@ CHANGES: dict[str, Any] = {
     "the tokenizer": lambda source: replace(source, prompter=make_prompter("legacy")),
     "no tokenizer": lambda source: replace(source, prompter=None),
     "the size of images": lambda source: replace(source, prompter=replace(make_prompter(), tokens_per_image=5)),
+    "pictures in tiles": lambda source: replace(source, prompter=replace(make_prompter(), tiles=TILES)),
     "max_length": lambda source: replace(source, max_length=511),
     "the form": lambda source: replace(source, form="llava"),
     "head": lambda source: replace(source, looked_at=8),

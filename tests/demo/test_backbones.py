@@ -29,7 +29,7 @@ def test_transformers_loads_both(made: Backbones) -> None:
     llm, found = AutoModelForCausalLM.from_pretrained(made.llm, output_loading_info=True)
     assert not found["missing_keys"] and not found["unexpected_keys"]
     assert not llm.config.tie_word_embeddings
-    assert llm.config.hidden_size // llm.config.num_attention_heads == 32
+    assert llm.config.head_dim == 32
     assert llm.config.intermediate_size != llm.config.hidden_size
     tower, found = CLIPVisionModel.from_pretrained(made.vision_tower, output_loading_info=True)
     assert not found["missing_keys"] and not found["unexpected_keys"]

@@ -55,7 +55,7 @@ def test_the_same_seed_gives_the_same_bytes(world: World, tmp_path: Path) -> Non
     draw_world(tmp_path / "again", seed=3, quick=True)
     draw_world(tmp_path / "other", seed=4, quick=True)
     assert digest(tmp_path / "again") == digest(world.folder)
-    assert digest(tmp_path / "other")["finetune.json"] != digest(world.folder)["finetune.json"]
+    assert digest(tmp_path / "other")["finetune_open.json"] != digest(world.folder)["finetune_open.json"]
 
 
 def test_a_folder_with_files_is_left_alone(world: World) -> None:
@@ -64,7 +64,7 @@ def test_a_folder_with_files_is_left_alone(world: World) -> None:
 
 
 def test_every_image_of_a_row_exists_and_has_its_place(world: World) -> None:
-    for path in (world.pretrain, world.finetune, world.heldout):
+    for path in (world.pretrain, *world.finetune, world.heldout):
         rows = rows_of(path)
         assert len(rows) == world.counts[path.name]
         assert len({row["id"] for row in rows}) == len(rows)
@@ -78,17 +78,19 @@ def test_every_image_of_a_row_exists_and_has_its_place(world: World) -> None:
 
 
 def test_finetuning_data_have_all_sorts_of_rows(world: World) -> None:
-    rows = rows_of(world.finetune)
+    rows = [row for path in world.finetune for row in rows_of(path)]
     number = [len(row["image"]) if isinstance(row.get("image"), list) else int("image" in row) for row in rows]
     share = {sort: number.count(sort) / len(rows) for sort in (0, 1, 2)}
     assert 0.02 < share[0] < 0.07 and 0.05 < share[2] < 0.2
     turns = [turn["value"] for row in rows for turn in row["conversations"]]
-    assert max(len(row["conversations"]) for row in rows) > 6
+    assert max(len(row["conversations"]) for row in rows) == 8
     letters = [answer for answer in turns if answer in list("ABCD")]
-    # Half of the questions have two options, a quarter three, a quarter four: D is right in 1/4 * 1/4 of them.
-    shares = {"A": 0.396, "B": 0.396, "C": 0.146, "D": 0.0625}
-    assert {letter: letters.count(letter) / len(letters) for letter in "ABCD"} == pytest.approx(shares, abs=0.03)
-    assert any(re.fullmatch(r"\[0\.\d\d, 0\.\d\d, 0\.\d\d, 0\.\d\d\]", turn) for turn in turns)
+    # Half of the questions have two options, a quarter three, a quarter four - where there are so many: not of shapes
+    # and numbers. So D is right in 0 to 1/4 * 1/4 of them, C in 1/4 * 1/3 more to 1/2 * 1/3.
+    found = {letter: letters.count(letter) / len(letters) for letter in "ABCD"}
+    assert 0.02 < found["D"] < 0.0625 + 0.02 and 0.12 < found["C"] < 0.19
+    assert found["A"] == pytest.approx(found["B"], abs=0.06)
+    assert any(re.fullmatch(r"\w+ \[0\.\d\d, 0\.\d\d, 0\.\d\d, 0\.\d\d\]", turn) for turn in turns)
 
 
 def test_pictures_differ_in_size_form_and_format(world: World) -> None:
@@ -172,7 +174,7 @@ def test_answers_by_hand() -> None:
         "Which shape is blue?": "circle",
         "How many shapes are there?": "3",
         "Where is the square?": "southeast",
-        "Give the box of the square.": "[0.60, 0.60, 0.90, 0.90]",
+        "Where is the square? Give its box too.": "southeast [0.60, 0.60, 0.90, 0.90]",
     }
     rng = np.random.default_rng(0)
     asked = {(q.question, q.answer) for _ in range(300) for kind in ONE if (q := ask_one(kind, SCENE, rng))}
@@ -261,7 +263,7 @@ def test_training_asks_choices_as_mmbench_does() -> None:
 
 def test_no_answer_gives_another_one_away(world: World) -> None:
     """A model that can copy from its own earlier answers does not learn to look."""
-    for row in rows_of(world.finetune):
+    for row in [row for path in world.finetune for row in rows_of(path)]:
         said = [turn["value"].removeprefix("<image>\n").removeprefix(f"{HINT}\n") for turn in row["conversations"][::2]]
         questions = [text.splitlines()[0] for text in said]
         if not isinstance(row.get("image"), str):

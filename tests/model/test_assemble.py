@@ -163,7 +163,7 @@ def test_a_part_that_is_no_model(
     ("change", "words"),
     [
         (lambda world: {"llm": world / "tower"}, "is 'clip_vision_model', not a language model"),
-        (lambda world: {"vision_tower": world / "llm"}, "is 'llama', not a CLIP vision model"),
+        (lambda world: {"vision_tower": world / "llm"}, "is 'llama', not a vision tower that Sightline knows"),
         (lambda world: {"llm": world / "run" / "hf"}, "is 'llava', not a language model; to go on with a whole model"),
         (lambda world: {"llm": world / "run"}, "no config.json; the model of this run is in "),
         (lambda world: {"llm": world / "world"}, "no config.json"),

@@ -95,6 +95,14 @@ def test_gemma_2_is_refused() -> None:
         model(input_ids=ids, position_ids=ids, use_cache=False, sample_lengths=(6,))
 
 
+def test_a_mask_of_another_kind_is_refused() -> None:
+    """Chunks, as Llama 4 has them: what is asked of the mask and of nobody else."""
+    model = small_llava(model_type="llama4_text", head_dim=8, attention_chunk_size=4, num_local_experts=2)
+    ids = torch.arange(6)[None]
+    with packed_attention(model), pytest.raises(ModelError, match="another kind"):
+        model(input_ids=ids, position_ids=ids, use_cache=False, sample_lengths=(6,))
+
+
 def test_the_models_own_attention_comes_back() -> None:
     model = small_llava(model_type="llama")
     ids = torch.arange(10)[None]

@@ -18,6 +18,7 @@ from sightline.model import generate
 from sightline.model.assemble import assemble, make_prompter
 from sightline.model.generate import Memory, Sampling, TextStream, replies, reply
 from sightline.model.load import VLM
+from sightline.prompt.templates import TEMPLATES
 from sightline.recipe import ModelRecipe
 from sightline.types import ImageRef, ask
 
@@ -36,9 +37,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def make(folder: Path) -> Make:
     def make(template: str = "vicuna", kind: str = "byte") -> VLM:
-        llm = folder / f"llm_{kind}"
+        llm = folder / f"llm_{kind}_{template}"
         if not llm.exists():
-            tiny.make_llm(llm, kind=kind)
+            tiny.make_llm(llm, kind=kind, extra=TEMPLATES[template].tokens)
         spec = ModelRecipe(llm=str(llm), vision_tower=str(folder / "tower"), template=template)
         torch.manual_seed(1)
         return assemble(spec, make_prompter(spec))

@@ -17,8 +17,9 @@ from transformers import AutoConfig
 
 from sightline.errors import MissingExtra, ModelError
 from sightline.model.assemble import assemble, make_prompter
-from sightline.model.load import VLM, load, load_parts, positions, tokens_per_image
+from sightline.model.load import VLM, load, load_parts, positions
 from sightline.model.save import save
+from sightline.model.vision import tokens_per_image
 from sightline.recipe import ModelRecipe
 from sightline.types import ImageRef, ask
 
@@ -79,7 +80,7 @@ BROKEN: dict[str, tuple[Change, str]] = {
     "weights cut a little": (cut("model.safetensors", 0.99), "are damaged"),
     "weights empty": (cut("model.safetensors", 0), "are damaged"),
     "no such class": (settings("config.json", model_type="unheard_of"), "unheard_of"),
-    "another model": (settings("config.json", model_type="llava_next"), "'llava_next' model, not a LLaVA model"),
+    "another model": (settings("config.json", model_type="vipllava"), "'vipllava' model, not a LLaVA model"),
     "wrong type": (settings("config.json", text={"hidden_size": "wide"}), "hidden_size"),
     "missing": (weights(lambda tensors: tensors.pop(Q_PROJ)), "1 missing, such as model.language_model.layers.0"),
     "unexpected": (weights(lambda tensors: tensors.update(extra=torch.zeros(1))), "1 unexpected, such as extra"),

@@ -15,9 +15,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from sightline.errors import ModelError
+from sightline.model.adapters import merge_adapters
 from sightline.model.load import load
 from sightline.model.save import save
-from sightline.model.tune import merge_adapters
 from sightline.prompt.prompter import template_named
 from sightline.prompt.templates import TEMPLATES
 from sightline.types import Message, Text
@@ -131,7 +131,7 @@ def test_a_model_in_pieces(exported: dict[str, Path]) -> None:
 
 @pytest.mark.parametrize("template", TEMPLATES)
 def test_every_template_is_recognised(tmp_path: Path, template: str) -> None:
-    tiny.make_llm(tmp_path / "llm", num_hidden_layers=1)
+    tiny.make_llm(tmp_path / "llm", num_hidden_layers=1, extra=TEMPLATES[template].tokens)
     vlm = built(tmp_path, template)
     saved = save(vlm, tmp_path / "saved")
     prompter = load(saved, device="cpu").prompter
@@ -146,9 +146,9 @@ def test_every_template_is_recognised(tmp_path: Path, template: str) -> None:
 
 def test_the_name_of_a_template_is_no_more_than_a_hint(tmp_path: Path) -> None:
     """Who changes the chat template of an export gets what it writes; where two write the same, the name decides."""
-    tiny.make_llm(tmp_path / "llm", num_hidden_layers=1)
+    tiny.make_llm(tmp_path / "llm", num_hidden_layers=1, extra=TEMPLATES["qwen_chat"].tokens)
     saved = save(built(tmp_path, "qwen_chat"), tmp_path / "saved")
-    assert load(saved, device="cpu").prompter.stop[1] == ("<|endoftext|>", "<|im_end|>")
+    assert load(saved, device="cpu").prompter.stop[1] == ("<|endoftext|>",)
     settings = read(saved, "tokenizer_config.json")
     for name, template in (("chatml", "chatml"), ("vicuna", "chatml"), ("no such", "chatml"), (None, "chatml")):
         settings["prompt_template"] = name
@@ -221,9 +221,26 @@ def test_a_template_that_is_none_of_ours(exported: dict[str, Path], tmp_path: Pa
     for name in ("chat_template.jinja", "chat_template.json"):
         (tmp_path / "saved" / name).unlink()
     settings = read(tmp_path / "saved", "tokenizer_config.json")
-    for template, words in ((None, "has no chat template"), ("{{ messages[0]['content'] }}", "is none that Sightline")):
+    for template, words in ((None, "has no chat template"), ("{{ messages[0]['content'] }}", "leaves out an answer")):
         settings["chat_template"] = template
         (tmp_path / "saved" / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
         with pytest.raises(ModelError, match=rf"{words}.*--prompt-template \(vicuna, "):
             load(tmp_path / "saved", device="cpu")
         assert load(tmp_path / "saved", device="cpu", template="plain").prompter.template.name == "plain"
+
+
+OWN = (
+    "{% for m in messages %}{{ m['role'] + '> ' + m['content'] + (eos_token if m['role'] == 'assistant' else '\n') }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ 'assistant> ' }}{% endif %}"
+)
+
+
+def test_a_chat_template_that_has_no_name_here_is_read_as_it_is_and_saved_again(tmp_path: Path) -> None:
+    llm = tiny.make_llm(tmp_path / "llm", num_hidden_layers=1)
+    (llm / "chat_template.jinja").write_text(OWN, encoding="utf-8")
+    saved = save(built(tmp_path, "auto"), tmp_path / "saved")
+    for folder in (saved, save(load(saved, device="cpu"), tmp_path / "again")):
+        prompter = load(folder, device="cpu").prompter
+        assert prompter.template.name == "auto"
+        asked = prompter.tokenizer.decode(prompter.encode([Message("user", (Text("Hi"),))]).ids)
+        assert asked == "user> Hi\nassistant> "

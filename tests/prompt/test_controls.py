@@ -12,7 +12,7 @@ from tokenizers import AddedToken
 
 from sightline.errors import DataError
 from sightline.prompt.prompter import Prompter, template_named
-from sightline.prompt.templates import to_text
+from sightline.prompt.render import to_text
 from sightline.types import IMAGE, ImageRef
 
 
@@ -23,7 +23,7 @@ def unknowing(template: str) -> Prompter:
     return replace(make_prompter(template=template), tokenizer=tokenizer)
 
 
-@pytest.mark.parametrize("template", ["chatml", "phi3_chat", "llama3_chat"])
+@pytest.mark.parametrize("template", ["mistral_direct", "zephyr", "default"])
 def test_a_templates_marks_are_broken_up_even_if_the_tokenizer_does_not_know_them(template: str) -> None:
     prompter = unknowing(template)
     harmless = to_text(prompter.render([said("user", "a"), said("assistant", "b")]))
@@ -35,7 +35,7 @@ def test_a_templates_marks_are_broken_up_even_if_the_tokenizer_does_not_know_the
 
 def test_which_control_tokens_stand_in_a_text() -> None:
     assert make_prompter().controls_in("a </s> <|im_end|><image> <b> < /s>") == ["</s>", "<|im_end|>", IMAGE]
-    assert unknowing("chatml").controls_in("<|im_end|> <|eot_id|> </s>") == ["<|im_end|>", "</s>"]
+    assert unknowing("mistral_direct").controls_in("<|im_end|> <|eot_id|> </s>") == ["<|im_end|>", "</s>"]
     assert unknowing("vicuna").controls_in("USER: <|im_end|>") == []
 
 

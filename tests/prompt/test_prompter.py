@@ -8,15 +8,17 @@ from collections.abc import Sequence
 
 import pytest
 from prompters import CONTROL, FEATURES, KINDS, MERGING, TINY, make_prompter, said, tokenizer_of
+from template_table import SAME
 from tiny import make_tokenizer
 
 from sightline.errors import DataError, ModelError
 from sightline.prompt.prompter import Prompter, template_named
-from sightline.prompt.templates import TEMPLATES, to_text
+from sightline.prompt.render import to_text
+from sightline.prompt.templates import TEMPLATES
 from sightline.types import IGNORE, IMAGE, ImageRef, Message
 
-COMBINATIONS = [(kind, template) for kind in KINDS for template in TEMPLATES]
-CUTTING = [(kind, "llama3_chat") for kind in ("gpt2", "trimmed")]
+COMBINATIONS = [(kind, template) for kind in KINDS for template in TEMPLATES if template not in SAME]
+CUTTING = [(kind, template) for kind in ("gpt2", "trimmed") for template in ("llama3_chat", "llava_llama_3")]
 """GPT-2's pattern joins the two line breaks in front of an answer only while nothing follows them."""
 
 
@@ -138,6 +140,8 @@ def test_targets_say_the_answer_and_end_it(kind: str, template: str) -> None:
             start, end = (len(prompter.encode(messages[:upto]).ids) for upto in (number, number + 1))
             said = decoded(ids[:end])[len(decoded(ids[:start])) :]
             expected = shape.answer.format(messages[number].text) + shape.end.replace("{eos}", "</s>")
+            if kind in ("legacy", "first"):
+                expected = expected.replace("▁", " ")  # which is how SentencePiece writes a space
             # Llama-2's tokenizers write a space at the beginning of every text and behind every control token.
             assert said == expected or (kind not in MERGING and kind != "byte" and said == f" {expected}")
 
@@ -161,7 +165,7 @@ def controls(prompter: Prompter, messages: Sequence[Message]) -> Counter[int]:
 
 
 @pytest.mark.parametrize("kind", [*TINY, "llama3", "stripping"])
-@pytest.mark.parametrize("template", TEMPLATES)
+@pytest.mark.parametrize("template", [template for template in TEMPLATES if template not in SAME])
 def test_what_people_write_has_no_control(kind: str, template: str) -> None:
     prompter = make_prompter(kind, template)
     harmless = controls(prompter, [said("system", "s"), said("user", image(0), "u"), said("assistant", "a")])
@@ -296,8 +300,8 @@ def test_what_ends_an_answer(template: str, tokens: list[str], strings: tuple[st
 
 def test_an_end_that_the_tokenizer_does_not_know_is_a_string() -> None:
     tokenizer = make_tokenizer("byte", extra=(IMAGE,))
-    prompter = Prompter(tokenizer, template_named("qwen_chat"), None, FEATURES)
-    assert prompter.stop == ((tokenizer.eos_token_id,), ("<|endoftext|>", "<|im_end|>"))
+    prompter = Prompter(tokenizer, template_named("mistral_direct"), None, FEATURES)
+    assert prompter.stop == ((tokenizer.eos_token_id,), ("<|im_end|>",))
 
 
 def test_a_tokenizer_must_know_the_image() -> None:
@@ -306,8 +310,8 @@ def test_a_tokenizer_must_know_the_image() -> None:
 
 
 def test_an_unknown_template_names_the_known_ones() -> None:
-    with pytest.raises(ModelError, match="unknown prompt template 'vicuna_v1'; known: vicuna, plain, llama3_chat"):
-        template_named("vicuna_v1")
+    with pytest.raises(ModelError, match="unknown prompt template 'vicuna_v2'; known: vicuna, llava_v1, llava_v0"):
+        template_named("vicuna_v2")
 
 
 def test_padding_has_a_token_even_where_the_tokenizer_has_none() -> None:

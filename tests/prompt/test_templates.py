@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
+from itertools import groupby
 from typing import Any
 
 import pytest
 from prompters import said, tokenizer_of
+from template_table import SAME, TABLE, WITH_SYSTEM
 
 from sightline import recipe
 from sightline.errors import DataError
-from sightline.prompt.templates import TEMPLATES, render, to_jinja, to_text
-from sightline.types import IMAGE, ImageRef, Message, Text, ask
+from sightline.prompt.render import render, to_jinja, to_text
+from sightline.prompt.templates import TEMPLATES
+from sightline.types import IMAGE, ImageRef, Message, Segment, Text, ask
 
 IMAGES = (ImageRef("a.jpg"), ImageRef("b.jpg"))
 TWO_TURNS = (
@@ -21,43 +25,13 @@ TWO_TURNS = (
     said("assistant", "A2"),
 )
 
-CHATML = (
-    "<|im_start|>user\n<image>\nQ1<|im_end|>\n<|im_start|>assistant\nA1<|im_end|>\n"
-    "<|im_start|>user\nQ2<|im_end|>\n<|im_start|>assistant\nA2<|im_end|>"
-)
-GOLDEN = {
-    # haotian-liu/LLaVA, llava/conversation.py, conv_vicuna_v1 (`v1`, SeparatorStyle.TWO); its tokenizer adds <s>.
-    "vicuna": "<s>A chat between a curious user and an artificial intelligence assistant. The assistant gives "
-    "helpful, detailed, and polite answers to the user's questions. "
-    "USER: <image>\nQ1 ASSISTANT: A1</s>USER: Q2 ASSISTANT: A2</s>",
-    # The same file, conv_llava_plain; train.py's preprocess_plain leaves <image> alone of the user's words.
-    "plain": "<s><image>A1\nA2\n",
-    # InternLM/xtuner, xtuner/utils/templates.py, llama3_chat; begin_of_text is the tokenizer's <s> here.
-    "llama3_chat": "<s><|start_header_id|>user<|end_header_id|>\n\n<image>\nQ1<|eot_id|>"
-    "<|start_header_id|>assistant<|end_header_id|>\n\nA1<|eot_id|>"
-    "<|start_header_id|>user<|end_header_id|>\n\nQ2<|eot_id|>"
-    "<|start_header_id|>assistant<|end_header_id|>\n\nA2<|eot_id|>",
-    # The same file, phi3_chat: SUFFIX <|end|>, SEP a line break.
-    "phi3_chat": "<s><|user|>\n<image>\nQ1<|end|>\n<|assistant|>\nA1<|end|>\n"
-    "<|user|>\nQ2<|end|>\n<|assistant|>\nA2<|end|>",
-    # The same file, internlm2_chat and qwen_chat: SUFFIX <|im_end|>, SEP a line break; Qwen's tokenizer has no BOS.
-    "internlm2_chat": "<s>" + CHATML,
-    "chatml": CHATML,
-    "qwen_chat": CHATML,
-}
 
-CHATML_SYSTEM = "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nQ<|im_end|>\n<|im_start|>assistant\n"
-# The same sources, SYSTEM; LLaVA's is the system prompt of the conversation, followed by a space.
-SYSTEM = {
-    "vicuna": "<s>Be brief. USER: Q ASSISTANT:",
-    "plain": "<s>Be brief.",
-    "llama3_chat": "<s><|start_header_id|>system<|end_header_id|>\n\nBe brief.<|eot_id|>"
-    "<|start_header_id|>user<|end_header_id|>\n\nQ<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n",
-    "phi3_chat": "<s><|system|>\nBe brief.<|end|>\n<|user|>\nQ<|end|>\n<|assistant|>\n",
-    "internlm2_chat": "<s>" + CHATML_SYSTEM,
-    "chatml": CHATML_SYSTEM,
-    "qwen_chat": CHATML_SYSTEM,
-}
+def _plain(name: str) -> str:
+    return TABLE[name].replace("⟦", "").replace("⟧", "")
+
+
+def segments_of(name: str) -> list[Segment]:
+    return render(TEMPLATES[name], TWO_TURNS, bos="<s>", eos="</s>")
 
 
 def rendered(name: str, *messages: Message) -> str:
@@ -65,18 +39,37 @@ def rendered(name: str, *messages: Message) -> str:
 
 
 def test_the_names_are_those_of_the_recipe() -> None:
-    assert sorted(TEMPLATES) == sorted(recipe.TEMPLATES)
+    assert sorted(["auto", *TEMPLATES]) == sorted(recipe.TEMPLATES)
     assert all(template.name == name for name, template in TEMPLATES.items())
 
 
-@pytest.mark.parametrize("name", TEMPLATES)
+def test_every_template_has_its_row_in_the_table() -> None:
+    assert sorted(TEMPLATES) == sorted(TABLE) == sorted(WITH_SYSTEM)
+
+
+@pytest.mark.parametrize("name", TABLE)
 def test_two_turns_with_an_image(name: str) -> None:
-    assert rendered(name, *TWO_TURNS) == GOLDEN[name]
+    assert rendered(name, *TWO_TURNS) == _plain(name)
 
 
-@pytest.mark.parametrize("name", TEMPLATES)
+@pytest.mark.parametrize("name", TABLE)
+def test_answers_and_what_ends_them_are_targets(name: str) -> None:
+    marked = ""
+    for target, segments in groupby(segments_of(name), lambda segment: segment.target):
+        text = to_text(list(segments))
+        marked += f"⟦{text}⟧" if target else text
+    # Two answers with nothing between them are one run of targets.
+    assert marked == TABLE[name].replace("⟧⟦", "")
+
+
+@pytest.mark.parametrize("name", WITH_SYSTEM)
 def test_a_system_message_of_ones_own_and_an_open_answer(name: str) -> None:
-    assert rendered(name, said("system", "Be brief."), said("user", "Q")) == SYSTEM[name]
+    assert rendered(name, said("system", "Be brief."), said("user", "Q")) == WITH_SYSTEM[name]
+
+
+@pytest.mark.parametrize(("alias", "name"), SAME.items())
+def test_another_name_is_the_same_template(alias: str, name: str) -> None:
+    assert replace(TEMPLATES[alias], name=name) == TEMPLATES[name]
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
@@ -85,25 +78,6 @@ def test_an_open_answer_ends_where_the_answer_begins(name: str) -> None:
     after_first = to_text(segments).index("A1") - len(TEMPLATES[name].answer.partition("{}")[0])
     assert rendered(name, *TWO_TURNS[:1]) == to_text(segments)[:after_first]
     assert rendered(name, *TWO_TURNS).startswith(rendered(name, *TWO_TURNS[:3]))
-
-
-@pytest.mark.parametrize(
-    ("name", "first", "second"),
-    [
-        ("vicuna", " A1</s>", " A2</s>"),
-        ("llama3_chat", "A1<|eot_id|>", "A2<|eot_id|>"),
-        ("phi3_chat", "A1<|end|>", "A2<|end|>"),
-        ("chatml", "A1<|im_end|>", "A2<|im_end|>"),
-    ],
-)
-def test_answers_and_what_ends_them_are_targets(name: str, first: str, second: str) -> None:
-    runs = [""]
-    for segment in render(TEMPLATES[name], TWO_TURNS, bos="<s>", eos="</s>"):
-        if segment.target:
-            runs[-1] += to_text([segment])
-        elif runs[-1]:
-            runs.append("")
-    assert runs == [first, second]
 
 
 def test_plain_keeps_the_image_and_the_caption_alone() -> None:
@@ -210,7 +184,7 @@ def test_jinja_puts_images_in_front_on_lines_of_their_own(name: str) -> None:
 
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_jinja_reads_strings_with_images_as_data_files_write_them(name: str) -> None:
-    assert jinja(name, [as_string(message) for message in TWO_TURNS]) == GOLDEN[name]
+    assert jinja(name, [as_string(message) for message in TWO_TURNS]) == _plain(name)
     two = said("user", IMAGES[0], " and ", IMAGES[1])
     assert jinja(name, [as_string(two)]) == rendered(name, two)
 

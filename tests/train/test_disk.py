@@ -86,7 +86,7 @@ def test_no_space_left_for_the_finished_model(path: Path, run: Path, monkeypatch
         CheckpointError, match=rf"^no space left while saving {re.escape(str(run / 'hf'))}; .*--resume$"
     ):
         train(load_recipe(str(path), SHORT), run, resume="auto")
-    assert {folder.name for folder in run.iterdir() if folder.is_dir()} == {"checkpoint-2", "checkpoint-4"}
+    assert {folder.name for folder in run.iterdir() if folder.is_dir()} == {"checkpoint-2", "checkpoint-4", "learned"}
     monkeypatch.undo()
     train(load_recipe(str(path), SHORT), run, resume="auto")
     assert (run / "hf" / "model.safetensors").is_file()

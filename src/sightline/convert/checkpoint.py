@@ -9,12 +9,11 @@ from typing import Any
 import torch
 
 from sightline.errors import CheckpointError
-from sightline.model.assemble import assemble, make_prompter
+from sightline.model.restore import learned_folder, recipe_of, restore
 from sightline.model.save import save
-from sightline.model.tune import apply_tuning, merge_adapters
-from sightline.model.weights import STATE, find_checkpoint, load_weights
+from sightline.model.weights import STATE, find_checkpoint
 from sightline.recipe import Recipe, differences
-from sightline.runtime import pick_device, pick_dtype, say, seed_everything
+from sightline.runtime import pick_device, pick_dtype, say
 
 PLACES = ("llm", "vision_tower", "from_model", "projector_from")
 """Values of the model's section that say where something lies: it may have been moved since."""
@@ -28,16 +27,18 @@ def checkpoint_to_hf(recipe: Recipe, checkpoint: Path, out: Path, *, fp32: bool,
     _check_folder(out)
     folder = find_checkpoint(checkpoint)
     _check_recipe(folder, recipe)
-    # A projector that is new and frozen is in no checkpoint: it must be drawn as the run drew it.
-    seed_everything(recipe.run.seed)
-    vlm = assemble(recipe.model, make_prompter(recipe.model))
-    apply_tuning(vlm.model, recipe.tune, recipe.optim)
-    load_weights(folder, vlm.model)
-    merge_adapters(vlm.model)
+    dtype = torch.float32 if fp32 else _dtype(recipe)
+    vlm = restore(folder, recipe, dtype=dtype)
     try:
-        return save(vlm, out, dtype=torch.float32 if fp32 else _dtype(recipe), max_shard_size=max_shard_size)
+        return save(vlm, out, dtype=dtype, max_shard_size=max_shard_size)
     except OSError as error:
         raise _not_writable(out, error) from error
+
+
+def merge(source: Path, out: Path, *, fp32: bool, max_shard_size: str) -> Path:
+    """The same by the recipe that lies in the folder: a run, its `learned` folder or a checkpoint."""
+    folder = learned_folder(source) or find_checkpoint(source)
+    return checkpoint_to_hf(recipe_of(folder), folder, out, fp32=fp32, max_shard_size=max_shard_size)
 
 
 def _check_folder(out: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 from sightline.data.dataset import Dataset
 from sightline.data.plan import Pack
 from sightline.errors import DataError
+from sightline.prompt.tiles import heights_and_widths
 from sightline.runtime import calm_tokenizers
 from sightline.types import IGNORE, Encoded
 
@@ -33,6 +34,8 @@ class Batch:
     """int64 [M]: those targets"""
     pixels: torch.Tensor
     """uint8 [I, 3, H, W] (float32 where `Prompter.pixels` says so), in the order of the image tokens"""
+    image_sizes: tuple[tuple[int, int], ...] = ()
+    """Height and width of each image that is cut into tiles; I counts the tiles then."""
 
     @property
     def num_targets(self) -> int:
@@ -43,12 +46,12 @@ class Batch:
         return self.input_ids.shape[1]
 
     def to(self, device: torch.device) -> Batch:
-        moved = {
+        moved: dict[str, Any] = {
             name: value.to(device, non_blocking=True)
             for name, value in vars(self).items()
             if isinstance(value, torch.Tensor)
         }
-        return Batch(sample_lengths=self.sample_lengths, **moved)
+        return replace(self, **moved)
 
 
 def collate(encoded: Sequence[Encoded], pixels: torch.Tensor | None, stand_in: Encoded, grey: torch.Tensor) -> Batch:
@@ -69,6 +72,7 @@ def collate(encoded: Sequence[Encoded], pixels: torch.Tensor | None, stand_in: E
         predict_at=torch.from_numpy(at),
         target_ids=torch.from_numpy(labels[at]),
         pixels=pixels,
+        image_sizes=heights_and_widths(encoded),
     )
 
 
@@ -90,9 +94,8 @@ class PackReader(torch.utils.data.Dataset[Batch | DataError]):
                 # Handed over as a value: raised in a worker it would arrive wrapped in a traceback.
                 origin = self.dataset.origin(sample)
                 return DataError(f"{origin}: {str(error).removeprefix(f'{origin}: ')}")
-        ids = np.full(prompter.tokens_per_image, prompter.image_token_id, dtype=np.int64)
-        stand_in = Encoded(ids, np.full_like(ids, IGNORE), ())
-        return collate(encoded, torch.cat(pixels) if pixels else None, stand_in, prompter.grey_pixels())
+        made = torch.cat(pixels) if pixels else None
+        return collate(encoded, made, prompter.grey_prompt(), prompter.grey_pixels())
 
 
 def batches(dataset: Dataset, packs: Iterable[Pack], *, workers: int) -> Iterator[Batch]:

@@ -18,7 +18,6 @@ from sightline.data.survey import Survey, survey
 from sightline.data.verdict import Finding
 from sightline.errors import DataError
 from sightline.prompt.prompter import Prompter, template_named
-from sightline.prompt.templates import TEMPLATES
 from sightline.recipe import DataRecipe
 from sightline.runtime import cache_folder, rank_0_first
 
@@ -218,5 +217,5 @@ def _open(entry: DataRecipe, prompter: Prompter | None, max_length: int | None, 
 def _with_template(prompter: Prompter, name: str) -> Prompter:
     """The same prompter with another template; a system prompt that the recipe gives the model stays."""
     own = prompter.template
-    told = own.default_system if own != TEMPLATES[own.name] else None
-    return replace(prompter, template=template_named(name, told))
+    told = own.default_system if own != template_named(own.name, tokenizer=prompter.tokenizer) else None
+    return replace(prompter, template=template_named(name, told, tokenizer=prompter.tokenizer))

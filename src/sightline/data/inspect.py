@@ -103,7 +103,9 @@ def look(source: Source, row: int, watched: dict[str, int] | None = None) -> Loo
     for number, message in enumerate(conversation.messages, 1):
         if controls := _controls(message, source.prompter):
             findings.append(Finding("control_token", f"turn {number}: {', '.join(dict.fromkeys(controls))}"))
-    tokens, targets = _lengths(source, conversation.messages, findings) if source.prompter is not None else (0, 0)
+    tokens, targets = 0, 0
+    if source.prompter is not None and not (source.prompter.tiles is not None and (0, 0) in sizes):
+        tokens, targets = _lengths(source, conversation.messages, sizes, findings)
     return Look(tokens, targets, sizes, tuple(findings), _digest(conversation))
 
 
@@ -115,11 +117,13 @@ def stamp(path: str) -> int:
         return -1
 
 
-def _lengths(source: Source, messages: Sequence[Message], findings: list[Finding]) -> tuple[int, int]:
+def _lengths(
+    source: Source, messages: Sequence[Message], sizes: Sequence[tuple[int, int]], findings: list[Finding]
+) -> tuple[int, int]:
     prompter, limit = source.prompter, source.max_length
     assert prompter is not None
     try:
-        whole = prompter.encode(messages)
+        whole = prompter.encode(messages, sizes=sizes)
         encoded = whole if limit is None else prompter.cut(whole, limit)
     except DataError as error:
         findings.append(_finding(error, "", "other"))

@@ -84,7 +84,7 @@ def print_images(conversation: Conversation, prompter: Prompter | None, console:
         try:
             facts = _image_facts(image)
             if prompter is not None:
-                facts += f", {prompter.tokens_per_image} tokens"
+                facts += f", {prompter.image_tokens(*check_image(image))} tokens"
             line = Line(f"{number}. {printable(name_of(image))}: {facts}")
         except DataError as error:
             line = Line(f"{number}. {printable(str(error))}", style="red")

@@ -115,7 +115,8 @@ def _prompter_key(prompter: Prompter | None) -> str:
         return "none"
     tokenizer = prompter.tokenizer
     specials = (tokenizer.bos_token, tokenizer.eos_token, *tokenizer.all_special_tokens)
-    return key_of(tokenizer.backend_tokenizer.to_str(), specials, prompter.template, prompter.tokens_per_image)
+    images = (prompter.tokens_per_image, prompter.tiles)
+    return key_of(tokenizer.backend_tokenizer.to_str(), specials, prompter.template, images)
 
 
 def _code_key() -> str:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from sightline.evaluate.answers import AnswersResult
     from sightline.evaluate.task import Score
     from sightline.model.load import VLM
+    from sightline.recipe import Recipe
     from sightline.types import Message
 
 MARK = "demo.json"
@@ -130,23 +131,42 @@ def _stage(
     from sightline.recipe import load_recipe
     from sightline.train.loop import train
 
-    data = world.pretrain if name == "demo_pretrain" else world.finetune
+    data = (world.pretrain,) if name == "demo_pretrain" else world.finetune
     overrides = [
         f"model.llm={parts.llm}",
         f"model.vision_tower={parts.vision_tower}",
-        f"data.0.path={data}",
-        f"data.0.images={world.images}",
+        *(f"data.{number}.path={path}" for number, path in enumerate(data)),
+        *(f"data.{number}.images={world.images}" for number in range(len(data))),
         f"run.seed={args.seed}",
     ]
     if projector_from is not None:
         overrides.append(f"model.projector_from={projector_from}")
-    if args.quick:
-        overrides.append("optim.epochs=1")
+    if args.quick and projector_from is not None:
+        overrides += ["data.0.repeat=3", "data.1.repeat=2"]
+    recipe = load_recipe(name, overrides)
+    _check(recipe, run_folder.with_name(f"{run_folder.name}_data.html"), f"{name} {' '.join(overrides)}")
     _step(
         "stage 1: the projector learns to caption" if projector_from is None else "stage 2: the model learns to answer",
         f"sightline train {name} {' '.join(overrides)} --work-dir {run_folder}",
     )
-    return train(load_recipe(name, overrides), run_folder)
+    return train(recipe, run_folder)
+
+
+def _check(recipe: Recipe, page: Path, arguments: str) -> None:
+    """Look at every row and picture, as one should before a day of training."""
+    from sightline.data.check import check
+    from sightline.data.check_page import write_check_page
+    from sightline.data.check_tables import print_numbers
+    from sightline.data.checked import write_findings
+    from sightline.model.assemble import make_prompter
+
+    _step("checking the data", f"sightline data check {arguments} --html {page}")
+    settings = {"tokenizer": str(recipe.model.llm), "template": recipe.model.template}
+    limit, title = recipe.batch.max_length, Path(recipe.data[0].path or "").name
+    checked = check(recipe.data, make_prompter(recipe.model), limit, console, title=title, settings=settings, sample=12)
+    print_numbers(checked, console)
+    findings = write_findings(checked.found, page.with_name(f"{page.stem}_findings.jsonl"))
+    write_check_page(checked, page, findings.name)
 
 
 def _answers(vlm: VLM, world: World, blank: bool = False) -> AnswersResult:

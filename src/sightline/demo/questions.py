@@ -55,7 +55,8 @@ def ask_one(kind: str, scene: Scene, rng: np.random.Generator, about: Sequence[T
             return Asked(kind, f"Where is the {thing.shape}?", PLACES[thing.place], others, thing)
         case "box" if by_shape:
             thing = _one(rng, by_shape)
-            return Asked(kind, f"Give the box of the {thing.shape}.", box_of(thing, scene.form), thing=thing)
+            answer = f"{PLACES[thing.place]} {box_of(thing, scene.form)}"
+            return Asked(kind, f"Where is the {thing.shape}? Give its box too.", answer, thing=thing)
         case "where" | "box":
             return None
     raise ValueError(kind)

@@ -22,12 +22,10 @@ CIRCLE = 1_000_000
 """MMBench adds this to the index each time it asks a question again with its options in another order."""
 
 CHOICE_SHARE = 0.5
-"""How often a question that can be put as multiple choice is, once there are such questions."""
+"""How often a question that can be put as multiple choice is, in the second file: first to find the answer, then its
+letter."""
 
-OPEN_SHARE = 0.4
-"""So much of the fine-tuning file has no multiple choice: first to find the answer, then its letter."""
-
-WEIGHTS = {"describe": 0.3, "what": 2, "colour": 2, "shape": 1, "count": 0.5, "where": 3, "box": 0.4}
+WEIGHTS = {"describe": 0.3, "what": 2, "colour": 2.5, "shape": 1, "count": 0.4, "where": 3, "box": 0.8}
 """How often each kind of question is asked: those that take long to learn more often than the others."""
 
 OPTIONS = (2, 2, 3, 4)
@@ -54,7 +52,8 @@ class World:
     images: Path
     """The folder that image paths are relative to."""
     pretrain: Path
-    finetune: Path
+    finetune: tuple[Path, Path]
+    """Open questions; open questions and multiple choice."""
     heldout: Path
     mmbench: Path
     counts: dict[str, int]
@@ -66,14 +65,14 @@ class Amounts:
     """How much is drawn."""
 
     pretrain: int
-    finetune: int
+    finetune: tuple[int, int]
     heldout: int
     """Questions of each kind."""
     circles: int
 
 
-FULL = Amounts(pretrain=2400, finetune=12000, heldout=48, circles=100)
-QUICK = Amounts(pretrain=1024, finetune=2300, heldout=20, circles=20)
+FULL = Amounts(pretrain=2400, finetune=(6000, 6000), heldout=48, circles=100)
+QUICK = Amounts(pretrain=1024, finetune=(1600, 800), heldout=20, circles=20)
 
 
 def draw_world(folder: Path, *, seed: int, quick: bool) -> World:
@@ -86,15 +85,17 @@ def draw_world(folder: Path, *, seed: int, quick: bool) -> World:
         seed=seed,
         images=folder / "images",
         pretrain=folder / "pretrain.json",
-        finetune=folder / "finetune.json",
+        finetune=(folder / "finetune_open.json", folder / "finetune_choice.json"),
         heldout=folder / "heldout.json",
         mmbench=folder / "mmbench.tsv",
         counts={},
     )
     rng = np.random.default_rng(seed)
+    opened, choices = (path.stem for path in world.finetune)
     tables = {
         world.pretrain: list(_pretrain_rows(Album(world.images, "pretrain"), rng, amounts.pretrain)),
-        world.finetune: list(_finetune_rows(Album(world.images, "finetune"), rng, amounts.finetune)),
+        world.finetune[0]: list(_finetune_rows(Album(world.images, opened), rng, amounts.finetune[0], 0.0)),
+        world.finetune[1]: list(_finetune_rows(Album(world.images, choices), rng, amounts.finetune[1], CHOICE_SHARE)),
         world.heldout: list(_heldout_rows(Album(world.images, "heldout"), rng, amounts.heldout)),
     }
     for path, rows in tables.items():
@@ -134,11 +135,10 @@ def _pretrain_rows(album: Album, rng: np.random.Generator, number: int) -> Itera
         yield {"id": f"pretrain-{at}", "image": album.add(scene, rng), "conversations": turn}
 
 
-def _finetune_rows(album: Album, rng: np.random.Generator, number: int) -> Iterator[Row]:
+def _finetune_rows(album: Album, rng: np.random.Generator, number: int, choices: float) -> Iterator[Row]:
     for at in range(number):
         scene, sort = draw_scene(rng), rng.random()
-        choices = CHOICE_SHARE if at >= OPEN_SHARE * number else 0.0
-        row: Row = {"id": f"finetune-{at}"}
+        row: Row = {"id": f"{album.name}-{at}"}
         if sort < 0.04:
             turns = conversation([scene], rng, turns=3, choices=choices)
             turns[0]["value"] = f"{in_words(scene, rng)}\n{turns[0]['value']}"

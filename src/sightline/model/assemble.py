@@ -2,39 +2,30 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from transformers import (
     AddedToken,
     AutoConfig,
-    AutoImageProcessor,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    CLIPVisionConfig,
-    CLIPVisionModel,
     LlavaConfig,
     LlavaForConditionalGeneration,
-    PreTrainedModel,
 )
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
-from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
 from sightline.errors import ModelError
-from sightline.model.load import (
-    REPORTED,
-    VLM,
-    check_keys,
-    load,
-    load_parts,
-    model_folder,
-    positions,
-    quiet,
-    reading,
+from sightline.model.llm import llm_config, llm_tokenizer, load_llm, longest_packed, make_room
+from sightline.model.load import VLM, load, load_parts, positions
+from sightline.model.next import load_newline, make_processor, wanted_tiles, with_tiles
+from sightline.model.projector import DEPTH_KEY, depth_of, load_projector, new_projector
+from sightline.model.reading import model_folder, quiet, reading
+from sightline.model.vision import (
+    features,
+    load_tower,
+    select_strategy,
+    square_processor,
     tokens_per_image,
+    tower_processor,
+    vision_config,
 )
 from sightline.prompt.prompter import Prompter, template_named
 from sightline.recipe import ModelRecipe
@@ -42,8 +33,6 @@ from sightline.runtime import say
 from sightline.types import IMAGE
 
 PAD = "<pad>"
-
-PROJECTOR = ("linear_1.weight", "linear_1.bias", "linear_2.weight", "linear_2.bias")
 
 
 def make_prompter(spec: ModelRecipe) -> Prompter:
@@ -53,25 +42,24 @@ def make_prompter(spec: ModelRecipe) -> Prompter:
         vision, tokens = config.vision_config, tokens_per_image(config)
     else:
         assert spec.llm is not None and spec.vision_tower is not None
-        vision = _vision_config(spec.vision_tower)
-        layers = vision.num_hidden_layers
-        if spec.vision_feature_layer not in (*range(-layers - 1, 0), *range(1, layers + 1)):
-            raise ModelError(
-                f"model.vision_feature_layer {spec.vision_feature_layer}: {spec.vision_tower} has {layers} layers, so "
-                f"choose 1 to {layers}, or -1 to {-layers - 1}"
-            )
-        tokens = (vision.image_size // vision.patch_size) ** 2
-        _check_llm(spec.llm)
-        with reading(spec.llm), quiet():
-            tokenizer = AutoTokenizer.from_pretrained(spec.llm)
-        with reading(spec.vision_tower), quiet():
-            image_processor = AutoImageProcessor.from_pretrained(spec.vision_tower, backend="pil")
+        config = None
+        vision = vision_config(spec.vision_tower, spec.vision_feature_layer)
+        tokens = features(vision, select_strategy(vision))
+        llm_config(spec.llm)
+        tokenizer = llm_tokenizer(spec.llm)
+        image_processor = tower_processor(spec.vision_tower)
     _add_tokens(tokenizer)
+    tiles = wanted_tiles(spec, config, vision, tokens)
+    if tiles is None:
+        image_processor = square_processor(image_processor, vision.image_size, pad=spec.image_aspect_ratio == "pad")
+    else:
+        image_processor = make_processor(image_processor, tiles)
     return Prompter(
         tokenizer=tokenizer,
-        template=template_named(spec.template, spec.system),
-        image_processor=_square(image_processor, vision.image_size, pad=spec.image_aspect_ratio == "pad"),
+        template=template_named(spec.template, spec.system, tokenizer=tokenizer),
+        image_processor=image_processor,
         tokens_per_image=tokens,
+        tiles=tiles,
     )
 
 
@@ -79,12 +67,22 @@ def check_length(spec: ModelRecipe, max_length: int) -> None:
     """Raise ModelError where a conversation of `max_length` tokens has more than the language model has positions."""
     name = spec.from_model or spec.llm
     assert name is not None
-    with reading(name), quiet():
-        limit = positions(AutoConfig.from_pretrained(model_folder(name)).get_text_config())
+    if spec.llm is not None:
+        config = llm_config(spec.llm)
+    else:
+        with reading(name), quiet():
+            config = AutoConfig.from_pretrained(model_folder(name)).get_text_config()
+    limit, packed = positions(config), longest_packed(config)
     if limit is not None and max_length > limit:
         raise ModelError(
             f"batch.max_length {max_length}: {name} has positions for {limit} tokens only (max_position_embeddings); "
             f"set batch.max_length={limit} or less"
+        )
+    if packed is not None and max_length > packed:
+        raise ModelError(
+            f"batch.max_length {max_length}: beyond {packed} tokens {name} counts positions otherwise, also those of "
+            f"shorter samples in the same pack (rope_type {config.rope_parameters['rope_type']}); set "
+            f"batch.max_length={packed} or less"
         )
 
 
@@ -92,62 +90,24 @@ def assemble(spec: ModelRecipe, prompter: Prompter) -> VLM:
     """Load the parts in the number format that their files have, and put them together on the CPU.
 
     The projector is new (drawn from torch's generator) unless `projector_from` names one. Raises ModelError for a
-    folder that is no model, a vision tower that is not CLIP, or a projector of other shapes.
+    folder that is no model, parts that do not go together, or a projector of other layers or shapes.
     """
     if spec.from_model is not None:
-        vlm = VLM(load(spec.from_model, device="cpu", dtype="auto", template=spec.template).model, prompter)
+        model = load(spec.from_model, device="cpu", dtype="auto", template=spec.template).model
     else:
-        vlm = VLM(_join(spec, prompter), prompter)
+        model = _join(spec, prompter)
+    vlm = VLM(model if prompter.tiles is None else with_tiles(model, prompter.tiles), prompter)
+    if (depth := depth_of(model.config)) != 2:
+        setattr(vlm.model.config, DEPTH_KEY, depth)
     if spec.projector_from is not None:
-        load_projector(vlm.model, spec.projector_from)
+        load_newline(vlm.model, load_projector(vlm.model, spec.projector_from))
     return vlm
-
-
-def load_projector(model: LlavaForConditionalGeneration, source: str) -> None:
-    """Replace the projector by that of an earlier run, a checkpoint or a model folder, and say what was loaded."""
-    folder, state = _read_projector(Path(source))
-    projector = model.model.multi_modal_projector
-    own = projector.state_dict()
-    wrong = [
-        f"{name} is {list(state[name].shape)}, not {list(own[name].shape)}"
-        for name in PROJECTOR
-        if state[name].shape != own[name].shape
-    ]
-    if wrong:
-        raise ModelError(
-            f"the projector of {source} does not fit this language model and vision tower: {'; '.join(wrong)}"
-        )
-    projector.load_state_dict(state)
-    say(f"projector: {len(state)} tensors from {folder}")
-
-
-def _read_projector(source: Path) -> tuple[Path, dict[str, torch.Tensor]]:
-    if not source.exists():
-        raise ModelError(f"model.projector_from: no folder {source}; train the first stage, or name another one")
-    # A run holds its exported model in `hf`.
-    for folder in (source, source / "hf"):
-        state = {}
-        for file in sorted(folder.glob("*.safetensors")):
-            with reading(file), safe_open(file, framework="pt") as tensors:
-                for name in tensors.keys():  # noqa: SIM118
-                    _, found, short = name.rpartition("multi_modal_projector.")
-                    if found:
-                        state[short] = tensors.get_tensor(name)
-        if set(PROJECTOR) <= state.keys():
-            return folder, {name: state[name] for name in PROJECTOR}
-    raise ModelError(
-        f"model.projector_from: {source} holds no projector (multi_modal_projector.* in a .safetensors file)"
-    )
 
 
 def _join(spec: ModelRecipe, prompter: Prompter) -> LlavaForConditionalGeneration:
     assert spec.llm is not None and spec.vision_tower is not None
-    with reading(spec.llm), quiet():
-        llm, report = AutoModelForCausalLM.from_pretrained(spec.llm, **REPORTED)
-    check_keys(spec.llm, report, "missing", "mismatched")
-    with reading(spec.vision_tower), quiet():
-        tower, report = CLIPVisionModel.from_pretrained(spec.vision_tower, **REPORTED)
-    check_keys(spec.vision_tower, report, "missing", "mismatched")
+    tower = load_tower(spec.vision_tower, vision_config(spec.vision_tower, spec.vision_feature_layer))
+    llm: Any = load_llm(spec.llm)
     make_room(llm, len(prompter.tokenizer))
     config = LlavaConfig(
         vision_config=tower.config.to_dict(),
@@ -155,11 +115,13 @@ def _join(spec: ModelRecipe, prompter: Prompter) -> LlavaForConditionalGeneratio
         image_token_index=prompter.image_token_id,
         image_seq_length=prompter.tokens_per_image,
         vision_feature_layer=spec.vision_feature_layer,
-        vision_feature_select_strategy="default",
+        vision_feature_select_strategy=select_strategy(tower.config),
         tie_word_embeddings=llm.config.tie_word_embeddings,
         pad_token_id=prompter.pad_token_id,
     )
-    projector = LlavaMultiModalProjector(config)
+    projector = new_projector(config, spec.projector_depth)
+    if spec.projector_depth > 2:
+        say(f"a projector of {spec.projector_depth} layers: nothing but Sightline loads such a model, others know two")
     with torch.device("meta"):
         model = LlavaForConditionalGeneration(config)
     model.model.language_model = llm.base_model
@@ -180,51 +142,7 @@ def _join(spec: ModelRecipe, prompter: Prompter) -> LlavaForConditionalGeneratio
     return model.eval()
 
 
-def make_room(llm: PreTrainedModel, vocabulary: int) -> None:
-    """Give the embeddings at least `vocabulary` rows (a multiple of 64); new rows are the mean of the old ones."""
-    old = llm.get_input_embeddings().weight.shape[0]
-    if vocabulary <= old:
-        return
-    llm.resize_token_embeddings(vocabulary, pad_to_multiple_of=64, mean_resizing=False)
-    for layer in (llm.get_input_embeddings(), llm.get_output_embeddings()):
-        with torch.no_grad():
-            layer.weight[old:] = layer.weight[:old].float().mean(0).to(layer.weight.dtype)
-
-
 def _add_tokens(tokenizer: Any) -> None:
     tokenizer.add_tokens([AddedToken(IMAGE, special=True, normalized=False)], special_tokens=True)
     if tokenizer.pad_token is None:
         tokenizer.add_special_tokens({"pad_token": AddedToken(PAD, special=True, normalized=False)})
-
-
-def _check_llm(name: str) -> None:
-    with reading(name):
-        kind = AutoConfig.from_pretrained(name).model_type
-    if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-        hint = "; to go on with a whole model, name it as model.from_model" if kind == "llava" else ""
-        raise ModelError(f"model.llm: {name} is {kind!r}, not a language model{hint}")
-
-
-def _vision_config(name: str) -> CLIPVisionConfig:
-    with reading(name):
-        config = AutoConfig.from_pretrained(name)
-    vision = getattr(config, "vision_config", config)
-    if not isinstance(vision, CLIPVisionConfig):
-        raise ModelError(f"model.vision_tower: {name} is {config.model_type!r}, not a CLIP vision model")
-    return vision
-
-
-def _square(processor: Any, size: int, *, pad: bool) -> Any:
-    """The tower's own processor (shorter side resized, centre kept), or one that pads to a square before."""
-    side = {"height": size, "width": size}
-    if not pad:
-        processor.size, processor.crop_size = {"shortest_edge": size}, side
-        return processor
-    return LlavaImageProcessorPil(
-        do_pad=True,
-        size={"shortest_edge": size},
-        crop_size=side,
-        resample=processor.resample,
-        image_mean=list(processor.image_mean),
-        image_std=list(processor.image_std),
-    )

@@ -15,6 +15,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.masking_utils import AttentionMaskInterface
 
+from sightline.devices import look
 from sightline.errors import ModelError
 
 NAME = "sightline_packed"
@@ -39,8 +40,15 @@ def packed_attention(model: PreTrainedModel) -> Iterator[None]:
         model.set_attn_implementation({"text_config": before})
 
 
-def _no_mask(*args: Any, **kwargs: Any) -> None:
-    return None
+def _no_mask(
+    *args: Any, config: Any = None, use_vmap: bool = False, local_size: int | None = None, **kwargs: Any
+) -> None:
+    """No mask, since `_attend` makes none but causal and sliding ones; whoever asks for another one is refused."""
+    if use_vmap or (local_size is not None and local_size != getattr(config, "sliding_window", None)):
+        raise ModelError(
+            "packed attention knows causal and sliding attention: this language model asks for a mask of another kind "
+            "and cannot be trained"
+        )
 
 
 def _attend(
@@ -61,7 +69,8 @@ def _attend(
         if kwargs.get(name) is not None:
             raise ModelError(f"packed attention does not know {what}: this language model cannot be trained")
     assert query.shape[0] == 1 and sum(sample_lengths) == query.shape[2], (query.shape, sample_lengths)
-    if query.is_cuda and query.dtype in (torch.float16, torch.bfloat16) and not dropout:
+    half = query.dtype in (torch.float16, torch.bfloat16)
+    if query.is_cuda and half and not dropout and any(facts.varlen for facts in look()):
         return _varlen(query, key, value, sample_lengths, scaling, sliding_window), None
     pieces = []
     for q, k, v in zip(*(tensor.split(list(sample_lengths), dim=2) for tensor in (query, key, value)), strict=True):

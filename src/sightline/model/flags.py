@@ -33,5 +33,9 @@ def load_model(args: argparse.Namespace) -> VLM:
     if "" in args.stop_words:
         raise UserError("--stop-words: an empty text would end every answer before it begins; leave it out")
     from sightline.model.load import load
+    from sightline.model.restore import answering, learned_folder
 
+    learned = learned_folder(args.model)
+    if learned is not None:
+        return answering(learned, args.device, args.torch_dtype, template=args.prompt_template, bits=args.bits)
     return load(args.model, device=args.device, dtype=args.torch_dtype, template=args.prompt_template, bits=args.bits)

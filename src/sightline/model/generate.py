@@ -6,7 +6,7 @@ import copy
 import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from transformers import DynamicCache, GenerationConfig, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
 from sightline.model.load import VLM
+from sightline.prompt.tiles import heights_and_widths
 from sightline.types import Encoded, ImageRef, Message
 
 
@@ -38,14 +39,14 @@ class Memory:
     images: tuple[ImageRef, ...] = ()
     cache: DynamicCache = field(default_factory=DynamicCache)
 
-    def keep(self, encoded: Encoded, image_token_id: int) -> int:
+    def keep(self, encoded: Encoded, image_token_id: int, image_lengths: Sequence[int]) -> int:
         """Forget all that is not also the beginning of this prompt; return how many tokens stay.
 
         The last token never stays (generation starts from it), nor does a part of an image (it is computed as a whole).
         """
         ids = encoded.ids.tolist()
         same = _common(self.images, encoded.images)
-        limit = min(len(ids) - 1, _place_of_image(ids, same, len(encoded.images), image_token_id))
+        limit = min(len(ids) - 1, _place_of_image(ids, same, image_lengths, image_token_id))
         known = _common(self.ids[:limit], ids)
         while known and ids[known - 1] == ids[known] == image_token_id:
             known -= 1
@@ -64,12 +65,12 @@ def _common(mine: Sequence[object], theirs: Sequence[object]) -> int:
     return next((at for at, (a, b) in pairs if a != b), min(len(mine), len(theirs)))
 
 
-def _place_of_image(ids: list[int], number: int, images: int, image_token_id: int) -> int:
+def _place_of_image(ids: list[int], number: int, lengths: Sequence[int], image_token_id: int) -> int:
     """Where the tokens of the image of that number begin; the end of the prompt if there is none."""
-    if number >= images:
+    if number >= len(lengths):
         return len(ids)
     places = [at for at, token in enumerate(ids) if token == image_token_id]
-    return places[number * (len(places) // images)]
+    return places[sum(lengths[:number])]
 
 
 def reply(
@@ -133,15 +134,18 @@ def replies(
 def _continue(
     vlm: VLM, encoded: Encoded, sampling: Sampling, memory: Memory, stream: TextStream, stopped: Callable[[], bool]
 ) -> None:
-    known = memory.keep(encoded, vlm.prompter.image_token_id)
-    new_images = int((encoded.ids[known:] == vlm.prompter.image_token_id).sum()) // vlm.prompter.tokens_per_image
+    lengths = vlm.prompter.image_lengths(encoded)
+    known = memory.keep(encoded, vlm.prompter.image_token_id, lengths)
+    seen = int((encoded.ids[:known] == vlm.prompter.image_token_id).sum())
+    old_images = next(number for number in range(len(lengths) + 1) if sum(lengths[:number]) == seen)
+    new = replace(encoded, images=encoded.images[old_images:], sizes=encoded.sizes[old_images:])
     ids = torch.from_numpy(encoded.ids)[None].to(vlm.device)
     # generate() computes what the cache does not hold yet, so it gets all ids but only the pixels of the new images.
     out = _generate(
         vlm,
         ids,
         torch.ones_like(ids),
-        encoded.images[len(encoded.images) - new_images :],
+        [new],
         sampling,
         past_key_values=memory.cache,
         streamer=stream,
@@ -160,23 +164,25 @@ def _batch(vlm: VLM, encoded: Sequence[Encoded], sampling: Sampling) -> list[str
     for row, sample in enumerate(encoded):
         ids[row, longest - len(sample.ids) :] = torch.from_numpy(sample.ids)
         mask[row, longest - len(sample.ids) :] = 1
-    images = [image for sample in encoded for image in sample.images]
-    out = _generate(vlm, ids.to(vlm.device), mask.to(vlm.device), images, sampling)
+    out = _generate(vlm, ids.to(vlm.device), mask.to(vlm.device), encoded, sampling)
     texts = [_decode(vlm.prompter.tokenizer, row) for row in out[:, longest:].tolist()]
     stops = (*vlm.prompter.stop[1], *sampling.stop)
     return ["".join(_without_stop(iter([text]), stops)).strip() for text in texts]
 
 
 def _generate(
-    vlm: VLM, ids: torch.Tensor, mask: torch.Tensor, images: Sequence[ImageRef], sampling: Sampling, **more: Any
+    vlm: VLM, ids: torch.Tensor, mask: torch.Tensor, seen: Sequence[Encoded], sampling: Sampling, **more: Any
 ) -> torch.Tensor:
+    """Go on from `ids`; the images of `seen` are those whose features are to be computed, in order."""
     # generate() fills in what we leave open from the model's generation_config.json (beams, banned n-grams ...);
     # answers must not change unseen, so it gets the same module with an empty one.
     model: Any = copy.copy(vlm.model)
     model.generation_config = GenerationConfig()
-    if images:  # generate() takes no None for pixels
+    if images := [image for sample in seen for image in sample.images]:  # generate() takes no None for pixels
         pixels = vlm.prompter.pixels(images).to(vlm.device)
         more["pixel_values"] = vlm.prompter.pixel_values(pixels).to(vlm.model.dtype)
+    if sizes := heights_and_widths(seen):
+        more["image_sizes"] = torch.tensor(sizes)
     out: torch.Tensor = model.generate(
         input_ids=ids,
         attention_mask=mask,

@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from textwrap import shorten
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
@@ -20,18 +15,21 @@ from transformers import (
     AutoTokenizer,
     BitsAndBytesConfig,
     LlavaForConditionalGeneration,
+    LlavaNextForConditionalGeneration,
 )
-from transformers.utils import logging as transformers_logging
 
-from sightline.errors import MissingExtra, ModelError
-from sightline.model.weights import checkpoints
+from sightline.errors import ModelError
+from sightline.model.next import NEXT, check_processor, tiles_of
+from sightline.model.projector import deeper, depth_of, read_own_projector, readable
+from sightline.model.quantize import bitsandbytes, check_widths
+from sightline.model.reading import REPORTED, check_keys, model_folder, quiet, reading
+from sightline.model.vision import tokens_per_image
+from sightline.prompt.own_template import AUTO, own_template
 from sightline.prompt.prompter import Prompter, template_named
-from sightline.prompt.templates import TEMPLATES, Template, render, to_text
+from sightline.prompt.render import render, to_text
+from sightline.prompt.templates import TEMPLATES, Template
 from sightline.runtime import pick_device, pick_dtype, say
 from sightline.types import Message, Text, ask
-
-REPORTED = {"output_loading_info": True, "ignore_mismatched_sizes": True}
-"""Arguments of `from_pretrained` with which it tells what does not fit; `check_keys` refuses it."""
 
 TEMPLATE_KEY = "prompt_template"
 SYSTEM_KEY = "system_prompt"
@@ -42,7 +40,7 @@ SYSTEM_KEY = "system_prompt"
 class VLM:
     """A vision-language model and the one way to speak to it."""
 
-    model: LlavaForConditionalGeneration
+    model: LlavaForConditionalGeneration | LlavaNextForConditionalGeneration
     prompter: Prompter
 
     @property
@@ -67,42 +65,29 @@ def load(
     if path != given:
         say(f"{given} is a run; its model is {path}")
     config, tokenizer, image_processor = load_parts(path)
-    written_in = template_named(template) if template else recognise_template(tokenizer, path)
+    tiles = tiles_of(config, tokens_per_image(config))
+    check_processor(image_processor, tiles, path)
+    written_in = template_named(template, tokenizer=tokenizer) if template else recognise_template(tokenizer, path)
     where = pick_device(device)
     options: dict[str, Any] = REPORTED | {"dtype": pick_dtype(dtype, where)}
     if bits is not None:
-        options |= {"quantization_config": _quantized(bits, options["dtype"]), "device_map": {"": where}}
+        options |= {"quantization_config": _quantized(bits, options["dtype"], where), "device_map": {"": where}}
     with reading(path), quiet():
-        model, report = AutoModelForImageTextToText.from_pretrained(path, **options)
-    check_keys(path, report, "missing", "unexpected", "mismatched")
+        model, report = AutoModelForImageTextToText.from_pretrained(path, config=readable(config), **options)
+    check_keys(path, deeper(report, depth_of(config)), "missing", "unexpected", "mismatched")
+    read_own_projector(model, path)
     if bits is None:
         model.to(where)
+    if bits == 4:
+        check_widths([layer for layer in model.modules() if type(layer).__name__ == "Linear4bit"], where)
     prompter = Prompter(
         tokenizer=tokenizer,
         template=written_in,
         image_processor=image_processor,
         tokens_per_image=tokens_per_image(config),
+        tiles=tiles,
     )
     return VLM(model.eval(), prompter)
-
-
-def check_keys(path: str | Path, report: dict[str, Any], *kinds: str) -> None:
-    """Raise ModelError where transformers would go on with random weights, or without some of the file's."""
-    found = {kind: report[f"{kind}_keys"] for kind in kinds if report.get(f"{kind}_keys")}
-    if found:
-        shown = "; ".join(f"{len(keys)} {kind}, such as {_shown(min(keys))}" for kind, keys in found.items())
-        raise ModelError(f"the weights in {path} do not fit its config.json ({shown})")
-
-
-def _shown(key: str | tuple[str, Sequence[int], Sequence[int]]) -> str:
-    return key if isinstance(key, str) else f"{key[0]}, {list(key[1])} in the file and {list(key[2])} in the model"
-
-
-def model_folder(path: str | Path) -> str | Path:
-    """The folder of the finished model, where the path is a run; otherwise the path itself."""
-    finished = Path(path, "hf")
-    is_run = not Path(path, "config.json").is_file() and (finished / "config.json").is_file()
-    return finished if is_run else path
 
 
 def load_parts(path: str | Path) -> tuple[Any, Any, Any]:
@@ -110,23 +95,12 @@ def load_parts(path: str | Path) -> tuple[Any, Any, Any]:
     path = model_folder(path)
     with reading(path), quiet():
         config = AutoConfig.from_pretrained(path)
-        if config.model_type != "llava":
+        if config.model_type not in ("llava", NEXT):
             raise ModelError(
                 f"{path} is a {config.model_type!r} model, not a LLaVA model; assemble or convert it first"
             )
         # The PIL backend everywhere: pixels must not depend on whether torchvision happens to be installed.
         return config, AutoTokenizer.from_pretrained(path), AutoImageProcessor.from_pretrained(path, backend="pil")
-
-
-def tokens_per_image(config: Any) -> int:
-    """Features of one picture: patches, and the class token where the strategy keeps it."""
-    vision = config.vision_config
-    patches = (vision.image_size // vision.patch_size) ** 2
-    return int(patches + (config.vision_feature_select_strategy == "full" and _has_class_token(vision)))
-
-
-def _has_class_token(vision: Any) -> bool:
-    return vision.model_type.startswith("clip")
 
 
 def positions(language_model: Any) -> int | None:
@@ -144,10 +118,11 @@ def positions(language_model: Any) -> int | None:
 
 
 def recognise_template(tokenizer: Any, path: str | Path) -> Template:
-    """The template that writes the same prompt as the tokenizer's chat template; raises ModelError if none does.
+    """The known template that writes the same prompt as the tokenizer's chat template, otherwise that one itself.
 
     Where several write the same and differ in what ends an answer, the name that our exports note decides; so does the
-    system prompt that they note, where a recipe has set another than the template's.
+    system prompt that they note, where a recipe has set another than the template's. Raises ModelError where there is
+    no chat template, or one that `auto` refuses.
     """
     names = ", ".join(TEMPLATES)
     if not tokenizer.chat_template:
@@ -161,65 +136,23 @@ def recognise_template(tokenizer: Any, path: str | Path) -> Template:
     system = tokenizer.init_kwargs.get(SYSTEM_KEY)
     candidates = list(TEMPLATES.values())
     if isinstance(system, str):
-        candidates += [replace(template, default_system=system) for template in TEMPLATES.values()]
+        candidates += [replace(t, default_system=system) for t in TEMPLATES.values() if t.system is not None]
     alike = [
         template
         for template in candidates
         if to_text(render(template, messages, bos=tokenizer.bos_token or "", eos=tokenizer.eos_token or "")) == theirs
     ]
-    if not alike:
-        raise ModelError(
-            f"the chat template of {path} is none that Sightline knows; name one with --prompt-template ({names})"
-        )
     noted = tokenizer.init_kwargs.get(TEMPLATE_KEY)
+    if not alike or noted == AUTO:
+        try:
+            return own_template(tokenizer, str(path))
+        except ModelError as error:
+            raise ModelError(f"{error}; name one with --prompt-template ({names})") from None
     return next((template for template in alike if template.name == noted), alike[0])
 
 
-@contextmanager
-def reading(path: str | Path) -> Iterator[None]:
-    """Turn what transformers says about a folder that is no model into one line."""
-    try:
-        yield
-    except (OSError, ValueError, KeyError, RuntimeError, StrictDataclassError) as error:
-        if Path(path).is_dir() and not (Path(path) / "config.json").is_file():
-            raise ModelError(f"{path} is not a model folder: it has no config.json{_of_a_run(Path(path))}") from error
-        if not Path(path).exists() and (str(path).startswith((".", "/", "~")) or str(path).count("/") != 1):
-            raise ModelError(f"no model folder {path}") from error
-        raise ModelError(f"cannot load {path}: {_one_line(error)}") from error
-    except SafetensorError as error:
-        raise ModelError(f"the weights in {path} are damaged ({error}); copy or convert them again") from error
-
-
-def _of_a_run(folder: Path) -> str:
-    if (folder / "hf").is_dir():
-        return f"; the model of this run is in {folder / 'hf'}"
-    if checkpoints(folder):
-        return "; this run is not finished: make a model of its newest checkpoint with sightline convert"
-    return ""
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Without transformers' bar and table of keys: we look at the keys ourselves."""
-    level = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(level)
-        transformers_logging.enable_progress_bar()
-
-
-def _one_line(error: Exception) -> str:
-    return shorten(str(error) or type(error).__name__, 500, placeholder=" ...")
-
-
-def _quantized(bits: int, dtype: torch.dtype) -> BitsAndBytesConfig:
-    try:
-        import bitsandbytes  # noqa: F401
-    except ImportError as error:
-        raise MissingExtra("bitsandbytes", "quantize", f"--bits {bits}") from error
+def _quantized(bits: int, dtype: torch.dtype, device: torch.device) -> BitsAndBytesConfig:
+    bitsandbytes(f"--bits {bits}", device)
     # transformers 5 matches these names from the root: the short ones would quantise the vision tower as well.
     skipped = ["model.vision_tower", "model.multi_modal_projector", "lm_head"]
     if bits == 4:

@@ -21,8 +21,11 @@ from transformers import GenerationConfig
 
 from sightline.errors import CheckpointError
 from sightline.model.load import SYSTEM_KEY, TEMPLATE_KEY, VLM
+from sightline.model.next import NEXT
+from sightline.model.projector import DEPTH_KEY, depth_of, exported_act, exported_state
+from sightline.model.vision import leading_tokens
 from sightline.prompt.prompter import Prompter
-from sightline.prompt.templates import to_jinja
+from sightline.prompt.render import to_jinja
 from sightline.types import IMAGE
 
 HUB_NAMES = (
@@ -30,6 +33,7 @@ HUB_NAMES = (
     ("lm_head.", "language_model.lm_head."),
     ("model.vision_tower.", "vision_tower.vision_model."),
     ("model.multi_modal_projector.", "multi_modal_projector."),
+    ("model.image_newline", "image_newline"),
 )
 """Prefixes in memory (transformers 5) and in the files of the hub."""
 
@@ -43,7 +47,7 @@ def save(vlm: VLM, folder: str | Path, *, dtype: torch.dtype | None = None, max_
     `dtype` is that of the floating-point weights (None: as they are in memory). Raises CheckpointError when the disk is
     full.
     """
-    state = hub_state(vlm.model.state_dict(), tied=bool(vlm.model.config.tie_word_embeddings), dtype=dtype)
+    state = hub_state(vlm.model.state_dict(), vlm.model.config, dtype=dtype)
     with appearing(Path(folder), needs=size_of(state)) as partial:
         _write_weights(state, partial, max_shard_size)
         kept = dtype or next(iter(state.values())).dtype
@@ -59,14 +63,16 @@ def save(vlm: VLM, folder: str | Path, *, dtype: torch.dtype | None = None, max_
 
 
 def hub_state(
-    state: dict[str, torch.Tensor], *, tied: bool, dtype: torch.dtype | None = None
+    state: dict[str, torch.Tensor], config: Any, *, dtype: torch.dtype | None = None
 ) -> dict[str, torch.Tensor]:
     """Rename tensors from memory to the hub's names; a tied head is left out, it is the embedding."""
     result = {}
-    for name, tensor in state.items():
-        if tied and name == "lm_head.weight":
+    for name, tensor in exported_state(state, depth_of(config)).items():
+        if config.tie_word_embeddings and name == "lm_head.weight":
             continue
         old, new = next(pair for pair in HUB_NAMES if name.startswith(pair[0]))
+        if old == "model.vision_tower." and config.vision_config.model_type.startswith("dinov2"):
+            new = "vision_tower."
         wanted = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
         result[new + name.removeprefix(old)] = tensor.detach().to("cpu", wanted).contiguous()
     return result
@@ -75,7 +81,9 @@ def hub_state(
 def hub_config(config: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
     """config.json with both spellings of what transformers 5 renamed: dtype and the rope fields."""
     name = str(dtype).removeprefix("torch.")
-    config = {**config, "architectures": ["LlavaForConditionalGeneration"], "dtype": name, "torch_dtype": name}
+    kind = "LlavaNextForConditionalGeneration" if config["model_type"] == NEXT else "LlavaForConditionalGeneration"
+    config = {**config, "architectures": [kind], "dtype": name, "torch_dtype": name}
+    config["projector_hidden_act"] = exported_act(config["projector_hidden_act"], config.get(DEPTH_KEY) or 2)
     config.pop("_name_or_path", None)
     for part in ("text_config", "vision_config"):
         section = dict(config[part])
@@ -92,6 +100,7 @@ def hub_config(config: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
 def write_processor(prompter: Prompter, config: Any, folder: Path) -> None:
     """Tokenizer, image processor and chat template, in the files that old and new programs look for."""
     tokenizer = prompter.tokenizer
+    kind = "LlavaProcessor" if prompter.tiles is None else "LlavaNextProcessor"
     template = to_jinja(prompter.template, bos=tokenizer.bos_token or "", eos=tokenizer.eos_token or "")
     tokenizer.chat_template = template
     tokenizer.save_pretrained(folder)
@@ -104,19 +113,19 @@ def write_processor(prompter: Prompter, config: Any, folder: Path) -> None:
         "chat_template": template,
         TEMPLATE_KEY: prompter.template.name,
         SYSTEM_KEY: prompter.template.default_system,
-        "processor_class": "LlavaProcessor",
+        "processor_class": kind,
     }
     _write_json(folder / "tokenizer_config.json", settings)
     special = {key: str(token) for key, token in tokenizer.special_tokens_map.items() if isinstance(token, str)}
     _write_json(folder / "special_tokens_map.json", special)
-    image = {**prompter.image_processor.to_dict(), "processor_class": "LlavaProcessor"}
+    image = {**prompter.image_processor.to_dict(), "processor_class": kind}
     _write_json(folder / "preprocessor_config.json", image)
     processor = {
-        "processor_class": "LlavaProcessor",
+        "processor_class": kind,
         "image_token": IMAGE,
         "patch_size": config.vision_config.patch_size,
-        # CLIP's class token: counted here, dropped again by the strategy "default".
-        "num_additional_image_tokens": 1,
+        # A class token is counted here, and dropped again by the strategy "default".
+        "num_additional_image_tokens": leading_tokens(config.vision_config),
         "vision_feature_select_strategy": config.vision_feature_select_strategy,
     }
     _write_json(folder / "processor_config.json", processor)

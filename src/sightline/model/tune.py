@@ -1,18 +1,23 @@
-"""Which tensors learn, by which part and at which rate: frozen, full or LoRA for each part of the model."""
+"""Which tensors learn, by which part and at which rate: frozen, full or by adapters for each part of the model."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
-from peft import LoraConfig, inject_adapter_in_model
-from peft.tuners.tuners_utils import BaseTunerLayer
+import torch
 from torch import nn
-from transformers import LlavaForConditionalGeneration
+from transformers import LlavaForConditionalGeneration, LlavaNextForConditionalGeneration
 
 from sightline.errors import RecipeError
+from sightline.model.adapters import add_lora, is_named
+from sightline.model.next import projector_parts
+from sightline.model.quantize import quantize_linear
 from sightline.recipe import LoraRecipe, OptimRecipe, TuneRecipe
+
+Model: TypeAlias = LlavaForConditionalGeneration | LlavaNextForConditionalGeneration
 
 
 @dataclass(frozen=True)
@@ -30,38 +35,23 @@ class Group:
         return sum(parameter.numel() for parameter in self.parameters)
 
 
-def apply_tuning(model: LlavaForConditionalGeneration, tune: TuneRecipe, optim: OptimRecipe) -> list[Group]:
+def apply_tuning(model: Model, tune: TuneRecipe, optim: OptimRecipe) -> list[Group]:
     """Freeze what stays, put adapters in, and return what learns, a group for each part.
 
-    Layers of the vision tower behind the one that is used get no gradient and stay frozen in every mode.
+    What of the vision tower lies behind the layer that is used gets no gradient and stays frozen in every mode. With
+    qlora the weights are those that the model has: 4-bit ones after `quantize`, otherwise the whole ones.
     """
     model.requires_grad_(False)
-    llm, tower = model.model.language_model, model.model.vision_tower
-    used = list(_used_vision_modules(model))
-    if tune.llm == "full":
-        llm.requires_grad_(True)
-        model.lm_head.requires_grad_(True)
-    elif tune.llm == "lora":
-        _add_lora(
-            llm, tune.llm_lora or LoraRecipe(), [name for name, m in llm.named_modules() if isinstance(m, nn.Linear)]
-        )
-    if tune.vision_tower == "full":
-        for _, module in used:
-            module.requires_grad_(True)
-    elif tune.vision_tower == "lora":
-        names = [
-            f"{prefix}.{name}"
-            for prefix, module in used
-            for name, m in module.named_modules()
-            if isinstance(m, nn.Linear)
-        ]
-        _add_lora(tower, tune.vision_lora or LoraRecipe(), names)
-    model.model.multi_modal_projector.requires_grad_(tune.projector == "full")
+    _tune_llm(model, tune)
+    if tune.vision_tower != "frozen":
+        _tune_tower(model, tune)
+    for module in projector_parts(model):
+        module.requires_grad_(tune.projector == "full")
 
     parts = {
-        "llm": (optim.lr, (llm, model.lm_head)),
-        "vision_tower": (optim.vision_lr or optim.lr, (tower,)),
-        "projector": (optim.projector_lr or optim.lr, (model.model.multi_modal_projector,)),
+        "llm": (optim.lr, (model.model.language_model, model.lm_head)),
+        "vision_tower": (optim.vision_lr or optim.lr, (model.model.vision_tower,)),
+        "projector": (optim.projector_lr or optim.lr, projector_parts(model)),
     }
     tables = frozenset(id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding))
     tables |= {id(model.lm_head.weight)}
@@ -70,41 +60,115 @@ def apply_tuning(model: LlavaForConditionalGeneration, tune: TuneRecipe, optim: 
     ]
 
 
-def merge_adapters(model: nn.Module) -> None:
-    """Add LoRA adapters to the weights and take them out of the model."""
-    for name, module in list(model.named_modules()):
-        if isinstance(module, BaseTunerLayer):
-            module.merge(safe_merge=True)
-            parent, _, child = name.rpartition(".")
-            setattr(model.get_submodule(parent), child, module.get_base_layer())
-    for module in model.modules():
-        if hasattr(module, "peft_config"):
-            del module.peft_config
+def quantize(model: Model, tune: TuneRecipe, *, device: torch.device, dtype: torch.dtype) -> None:
+    """Turn the language model's linear layers into 4-bit ones, before `apply_tuning`; not its head, nor what learns."""
+    llm = model.model.language_model
+    saved = _saved(_llm_modules(model), tune.llm_lora, "tune.llm_lora")
+    quantize_linear(llm, _linear(llm, leave=saved), device=device, dtype=dtype)
 
 
-def _used_vision_modules(model: LlavaForConditionalGeneration) -> Iterator[tuple[str, nn.Module]]:
-    """The parts of the tower that a feature of `vision_feature_layer` depends on, by name."""
-    tower: Any = model.model.vision_tower
-    layers = tower.encoder.layers
-    layer = model.config.vision_feature_layer
-    # hidden_states[0] is the embedding, hidden_states[n] the output of the n-th layer.
-    count = layer if layer >= 0 else len(layers) + 1 + layer
-    yield "embeddings", tower.embeddings
-    yield "pre_layrnorm", tower.pre_layrnorm
-    for number in range(count):
-        yield f"encoder.layers.{number}", layers[number]
+def settle(model: nn.Module, dtype: torch.dtype) -> None:
+    """Learning tensors get full precision; what is frozen is stored as it is computed with, or in its 4 bits."""
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.to(torch.float32 if parameter.requires_grad else dtype)
 
 
-def _add_lora(module: nn.Module, lora: LoraRecipe, linear: list[str]) -> None:
-    known = sorted({name.rpartition(".")[2] for name in linear})
-    wanted = lora.target_modules if lora.target_modules is not None else known
-    unknown = [name for name in wanted if name not in known]
-    if unknown or not known:
-        there = f"there are: {', '.join(known)}" if known else "there is none that could get an adapter"
-        raise RecipeError(f"tune: no linear layer is named {' or '.join(unknown) or 'anything'}; {there}")
-    targets = [name for name in linear if name.rpartition(".")[2] in wanted]
-    config = LoraConfig(r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, bias="none", target_modules=targets)
-    inject_adapter_in_model(config, module)
+def _tune_llm(model: Model, tune: TuneRecipe) -> None:
+    llm, frozen = model.model.language_model, tune.freeze_layers or 0
+    layers = _layers(name for name, _ in llm.named_parameters())
+    if frozen > len(layers):
+        raise RecipeError(f"tune.freeze_layers: {frozen}, but the language model has {len(layers)} layers")
+    if tune.llm == "full":
+        llm.requires_grad_(True)
+        for name, parameter in llm.named_parameters():
+            if (number := _layer(name)) is not None and number < frozen:
+                parameter.requires_grad_(False)
+        if frozen:
+            llm.get_input_embeddings().requires_grad_(False)
+        model.lm_head.requires_grad_(True)  # after the embeddings: where both are one, it is the head that counts
+    elif tune.llm_lora is not None:
+        modules = _llm_modules(model)
+        saved = _saved(modules, tune.llm_lora, "tune.llm_lora")
+        linear = [name for name in _linear(llm, leave=saved) if (number := _layer(name)) is None or number >= frozen]
+        add_lora(llm, tune.llm_lora, linear, "tune.llm_lora")
+        for name in saved:  # afterwards, because peft freezes all but its adapters
+            modules[name].requires_grad_(True)
+
+
+def _tune_tower(model: Model, tune: TuneRecipe) -> None:
+    tower = model.model.vision_tower
+    wanted = used_parameters(model)
+    if tune.vision_last_n is not None:
+        layers = _layers(wanted)
+        if tune.vision_last_n > len(layers):
+            raise RecipeError(
+                f"tune.vision_last_n: {tune.vision_last_n}, but {len(layers)} layers of the vision tower are used"
+            )
+        wanted = {name for name in wanted if _layer(name) in layers[-tune.vision_last_n :]}
+    if tune.vision_lora is None:
+        for name in wanted:
+            tower.get_parameter(name).requires_grad_(True)
+        return
+    saved = _saved(dict(tower.named_modules()), tune.vision_lora, "tune.vision_lora")
+    linear = [name for name in _linear(tower, leave=saved) if f"{name}.weight" in wanted]
+    add_lora(tower, tune.vision_lora, linear, "tune.vision_lora")
+    for name in wanted:
+        if any(name.startswith(f"{module}.") for module in saved):
+            tower.get_parameter(name).requires_grad_(True)
+
+
+def used_parameters(model: Model) -> set[str]:
+    """The parameters of the vision tower that the features of `vision_feature_layer` depend on, by name.
+
+    Any tower tells by itself: a gradient is sent through a copy of it that has shapes and no numbers.
+    """
+    tower, config = model.model.vision_tower, model.config
+    meta = {name: torch.empty_like(p, device="meta", dtype=torch.float32) for name, p in tower.named_parameters()}
+    buffers = {name: buffer.to("meta") for name, buffer in tower.named_buffers()}
+    vision: Any = config.vision_config
+    pixels = torch.empty(1, vision.num_channels, vision.image_size, vision.image_size, device="meta")
+    names, copies = list(meta), [copy.requires_grad_(True) for copy in meta.values()]
+    with torch.enable_grad():
+        out = torch.func.functional_call(tower, (meta, buffers), (pixels,), {"output_hidden_states": True})
+        features = out.hidden_states[config.vision_feature_layer]
+    gradients = torch.autograd.grad(features, copies, torch.empty_like(features), allow_unused=True)
+    return {name for name, gradient in zip(names, gradients, strict=True) if gradient is not None}
+
+
+def _layer(name: str) -> int | None:
+    """The number of the layer that a module or parameter is in; None outside of all layers."""
+    found = re.search(r"(?:^|\.)(?:layers?|h|blocks)\.(\d+)(?:\.|$)", name)
+    return int(found[1]) if found else None
+
+
+def _layers(names: Iterable[str]) -> list[int]:
+    return sorted({number for name in names if (number := _layer(name)) is not None})
+
+
+def _llm_modules(model: Model) -> dict[str, nn.Module]:
+    return {**dict(model.model.language_model.named_modules()), "lm_head": model.lm_head}
+
+
+def _linear(module: nn.Module, *, leave: Iterable[str]) -> list[str]:
+    """The paths of the linear layers, but for those in the modules `leave`."""
+    left = tuple(leave)
+    return [
+        name
+        for name, inner in module.named_modules()
+        if isinstance(inner, nn.Linear) and not any(name == other or name.startswith(f"{other}.") for other in left)
+    ]
+
+
+def _saved(modules: dict[str, nn.Module], lora: LoraRecipe | None, key: str) -> list[str]:
+    """The paths of the modules that `modules_to_save` names."""
+    wanted = (lora.modules_to_save if lora is not None else None) or []
+    for name in wanted:
+        if not any(is_named(path, name) for path in modules):
+            known = sorted({path.rpartition(".")[2] for path in modules} - {""})
+            there = ", ".join(name for name in known if not name.isdecimal())
+            raise RecipeError(f"{key}.modules_to_save: no module is named {name}; there are: {there}")
+    return [path for path in modules if any(is_named(path, name) for name in wanted)]
 
 
 def _learning(modules: tuple[nn.Module, ...]) -> tuple[nn.Parameter, ...]:

@@ -13,9 +13,13 @@ import numpy as np
 from PIL import Image
 
 from sightline.errors import DataError, ModelError
-from sightline.prompt.images import open_image
+from sightline.prompt.images import check_image, open_image
+from sightline.prompt.own_template import AUTO, own_template
+from sightline.prompt.paint import paint
 from sightline.prompt.pixels import fit_all, levels, look_up
-from sightline.prompt.templates import BOS, EOS, TEMPLATES, Template, render, to_text
+from sightline.prompt.render import render, to_text
+from sightline.prompt.templates import BOS, EOS, TEMPLATES, Template
+from sightline.prompt.tiles import Tiles, cut_all
 from sightline.types import IGNORE, IMAGE, Encoded, ImageRef, Message, Segment, Text
 
 if TYPE_CHECKING:
@@ -25,6 +29,9 @@ if TYPE_CHECKING:
 
 _MARK = re.compile(r"<\|[^<>|]+\|>")
 """How templates write their control tokens."""
+
+_GREY = Image.new("RGB", (32, 32), (122, 116, 104))
+"""A picture of CLIP's mean colour."""
 
 
 @dataclass(frozen=True)
@@ -37,10 +44,13 @@ class Prompter:
     template: Template
 
     image_processor: Any
-    """An image processor of transformers; every picture becomes one tensor of the same shape."""
+    """An image processor of transformers."""
 
     tokens_per_image: int
-    """Features that the vision tower makes of one picture."""
+    """Features that the vision tower makes of one picture, or of one tile."""
+
+    tiles: Tiles | None = None
+    """How pictures are cut into tiles (LLaVA-NeXT); None: every picture becomes one of the tower's size."""
 
     def __post_init__(self) -> None:
         if not self.tokenizer.is_fast:
@@ -49,6 +59,13 @@ class Prompter:
             )
         if self.tokenizer.convert_tokens_to_ids(IMAGE) in (None, self.tokenizer.unk_token_id):
             raise ModelError(f"the tokenizer does not know {IMAGE}; assemble the model first")
+        reason = why_not(self.template, self.tokenizer)
+        if reason:
+            fitting = [name for name, other in TEMPLATES.items() if other.tokens and not why_not(other, self.tokenizer)]
+            others = f"; its tokens are those of {', '.join(fitting)}" if fitting else ""
+            raise ModelError(
+                f"the prompt template {self.template.name} does not suit this language model: {reason}{others}"
+            )
 
     @property
     def image_token_id(self) -> int:
@@ -83,18 +100,45 @@ class Prompter:
             guard=self._guard,
         )
 
-    def encode(self, messages: Sequence[Message], *, max_length: int | None = None) -> Encoded:
+    def encode(
+        self,
+        messages: Sequence[Message],
+        *,
+        max_length: int | None = None,
+        sizes: Sequence[tuple[int, int]] | None = None,
+    ) -> Encoded:
         """Tokenise messages; the answer stays open when the last message is the user's.
 
-        `max_length` counts all tokens, those of images included; what is longer is cut at the end. Raises DataError
-        when the cut goes through an image.
+        `max_length` counts all tokens, those of images included; what is longer is cut at the end. `sizes` are width
+        and height of each image; where they matter and are not given, the headers are read. Raises DataError when the
+        cut goes through an image.
         """
         segments = self.render(messages)
         ids, targets = self._tokenise(segments)
-        ids, targets = self._expand(ids, targets)
         images = tuple(segment.content for segment in segments if isinstance(segment.content, ImageRef))
-        encoded = Encoded(ids=ids, labels=np.where(targets, ids, IGNORE), images=images)
+        known: tuple[tuple[int, int], ...] = ()
+        if self.tiles is not None:
+            known = tuple(sizes) if sizes is not None else tuple(map(check_image, images))
+        lengths = self._lengths(images, known)
+        repeats = np.ones(len(ids), dtype=np.int64)
+        repeats[ids == self.image_token_id] = lengths
+        ids, targets = ids.repeat(repeats), targets.repeat(repeats)
+        encoded = Encoded(ids=ids, labels=np.where(targets, ids, IGNORE), images=images, sizes=known)
         return encoded if max_length is None else self.cut(encoded, max_length)
+
+    def image_tokens(self, width: int, height: int) -> int:
+        """How many tokens a picture of this size takes."""
+        return self.tokens_per_image if self.tiles is None else self.tiles.tokens(width, height)
+
+    def image_lengths(self, encoded: Encoded) -> list[int]:
+        """How many tokens each image of a prompt takes."""
+        return self._lengths(encoded.images, encoded.sizes)
+
+    def _lengths(self, images: Sequence[ImageRef], sizes: Sequence[tuple[int, int]]) -> list[int]:
+        if self.tiles is None:
+            return [self.tokens_per_image] * len(images)
+        assert len(images) == len(sizes), (len(images), len(sizes))
+        return [self.tiles.tokens(*size) for size in sizes]
 
     def cut(self, encoded: Encoded, max_length: int) -> Encoded:
         """Leave out what is behind `max_length` tokens; raises DataError when an image token is among it."""
@@ -107,22 +151,32 @@ class Prompter:
                 f"raise batch.max_length or shorten the row",
                 "image_cut",
             )
-        return Encoded(encoded.ids[:max_length], encoded.labels[:max_length], encoded.images)
+        return replace(encoded, ids=encoded.ids[:max_length], labels=encoded.labels[:max_length])
 
     def controls_in(self, text: str) -> list[str]:
         """The control tokens of tokenizer and template that stand in a text; `render` breaks them up."""
         return self._control.findall(text)
 
     def pixels(self, images: Sequence[ImageRef]) -> torch.Tensor:
-        """Decode pictures and bring them to the tower's size: uint8 [N, 3, H, W].
+        """Decode pictures and bring them to the tower's size: uint8 [N, 3, H, W]; with tiles, N counts those.
 
         Float32, and ready, where the image processor has settings that only itself knows (`known_fit`).
         """
-        return fit_all([open_image(image) for image in images], self.image_processor)
+        return self._fitted([open_image(image) for image in images])
+
+    def _fitted(self, pictures: Sequence[Image.Image]) -> torch.Tensor:
+        if self.tiles is not None:
+            return cut_all(pictures, self.tiles, self.image_processor)
+        return fit_all(pictures, self.image_processor)
 
     def grey_pixels(self) -> torch.Tensor:
         """One picture of CLIP's mean colour, as `pixels` gives it."""
         return self._grey
+
+    def grey_prompt(self) -> Encoded:
+        """The tokens of that picture and nothing else, none of them a target."""
+        ids = np.full(self.image_tokens(*_GREY.size), self.image_token_id, dtype=np.int64)
+        return Encoded(ids, np.full_like(ids, IGNORE), (), (_GREY.size,) if self.tiles is not None else ())
 
     def pixel_values(self, pixels: torch.Tensor) -> torch.Tensor:
         """What the vision tower takes: `pixels` rescaled and normalised on their device, float32 [N, 3, H, W]."""
@@ -130,7 +184,7 @@ class Prompter:
 
     @cached_property
     def _grey(self) -> torch.Tensor:
-        return fit_all([Image.new("RGB", (32, 32), (122, 116, 104))], self.image_processor)
+        return self._fitted([_GREY])
 
     @cached_property
     def _levels(self) -> torch.Tensor:
@@ -138,23 +192,7 @@ class Prompter:
 
     def explain(self, encoded: Encoded, *, marks: tuple[str, str] = ("", "")) -> RichText:
         """The tokens as coloured text: targets green and between `marks`, image tokens folded, the rest dim."""
-        from rich.text import Text as RichText
-
-        result, before = RichText(), list[int]()
-        for ids, is_image, is_target in _runs(encoded, self.image_token_id):
-            if is_image:
-                count = len(ids) // self.tokens_per_image
-                result.append(
-                    f"{IMAGE} x {len(ids)} tokens" if count == 1 else f"{count} {IMAGE} x {self.tokens_per_image}",
-                    style="black on cyan",
-                )
-            else:
-                # Some tokenizers drop a space at the beginning of what they decode: it must not be the beginning.
-                text = self._decode(before + ids)[len(self._decode(before)) :]
-                opened, closed = marks if is_target else ("", "")
-                result.append(opened + text + closed, style="bold green" if is_target else "dim")
-            before = ids[-1:]
-        return result
+        return paint(encoded, self._decode, self.image_token_id, self.image_lengths(encoded), marks)
 
     def _decode(self, ids: list[int]) -> str:
         text: str = self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
@@ -207,17 +245,13 @@ class Prompter:
             raise DataError("a text holds half a surrogate pair (one of \\ud800 to \\udfff alone)") from None
         return result
 
-    def _expand(self, ids: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        repeats = np.where(ids == self.image_token_id, self.tokens_per_image, 1)
-        return ids.repeat(repeats), targets.repeat(repeats)
-
     def _literal(self, string: str) -> str:
         return string.replace(BOS, self.tokenizer.bos_token or "").replace(EOS, self.tokenizer.eos_token or "")
 
     @cached_property
     def _control_tokens(self) -> frozenset[str]:
         special = {str(token) for token in self.tokenizer.added_tokens_decoder.values() if token.special}
-        return frozenset({IMAGE, *special, *self.tokenizer.all_special_tokens})
+        return frozenset({IMAGE, *special, *self.tokenizer.all_special_tokens, *self.template.tokens})
 
     @cached_property
     def _control_ids(self) -> dict[int, str]:
@@ -234,12 +268,37 @@ class Prompter:
         return self._control.sub(lambda match: f"{match[0][0]} {match[0][1:]}", text)
 
 
-def template_named(name: str, system: str | None = None) -> Template:
-    """A template by its name, with another system prompt if one is given; raises ModelError naming the known ones."""
-    try:
-        return TEMPLATES[name] if system is None else replace(TEMPLATES[name], default_system=system)
-    except KeyError:
-        raise ModelError(f"unknown prompt template {name!r}; known: {', '.join(TEMPLATES)}") from None
+def template_named(name: str, system: str | None = None, *, tokenizer: Any = None) -> Template:
+    """A template by its name, with another system prompt if one is given; `auto` is the tokenizer's own.
+
+    Raises ModelError naming the known ones, or with the reason why the tokenizer's own cannot be used.
+    """
+    if name == AUTO and tokenizer is not None:
+        template = own_template(tokenizer)
+    elif name in TEMPLATES:
+        template = TEMPLATES[name]
+    else:
+        raise ModelError(f"unknown prompt template {name!r}; known: {', '.join(TEMPLATES)}")
+    if system and template.system is None:
+        raise ModelError(f"model.system: the prompt template {name} has no place for a system prompt")
+    return template if system is None else replace(template, default_system=system)
+
+
+def why_not(template: Template, tokenizer: Any) -> str:
+    """Why a tokenizer cannot carry a template; empty where it can."""
+    if tokenizer.eos_token is None and any(EOS in string for string in template.strings()):
+        return "an answer ends with the tokenizer's end-of-text token, and it has none"
+    missing = [token for token in template.tokens if not _is_one_token(token, tokenizer)]
+    return f"its tokenizer has no token {' and no '.join(missing)}" if missing else ""
+
+
+def _is_one_token(token: str, tokenizer: Any) -> bool:
+    number = tokenizer.convert_tokens_to_ids(token)
+    # In a vocabulary, but never made: SentencePiece has such pieces, for pieces of other ones.
+    return (
+        number not in (None, tokenizer.unk_token_id)
+        and number in tokenizer(token, add_special_tokens=False)["input_ids"]
+    )
 
 
 def _pieces(segments: Sequence[Segment]) -> Iterator[tuple[bool, str]]:
@@ -249,14 +308,3 @@ def _pieces(segments: Sequence[Segment]) -> Iterator[tuple[bool, str]]:
         yield from ((target, text + IMAGE) for text in images)
         if last:
             yield target, last
-
-
-def _runs(encoded: Encoded, image_token_id: int) -> list[tuple[list[int], bool, bool]]:
-    runs: list[tuple[list[int], bool, bool]] = []
-    for token, label in zip(encoded.ids.tolist(), encoded.labels.tolist(), strict=True):
-        kind = (token == image_token_id, label != IGNORE)
-        if runs and runs[-1][1:] == kind:
-            runs[-1][0].append(token)
-        else:
-            runs.append(([token], *kind))
-    return runs

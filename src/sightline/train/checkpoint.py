@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +15,11 @@ from safetensors.torch import save_file
 
 from sightline.errors import CheckpointError
 from sightline.model.save import appearing, remove_halves, size_of
-from sightline.model.weights import PREFIX, STATE, WEIGHTS, checkpoints, trainable_state
+from sightline.model.weights import LEARNED, PREFIX, RECIPE, STATE, WEIGHTS, checkpoints, trainable_state
 from sightline.recipe import Recipe, differences, dump_recipe
 from sightline.runtime import versions
 
-OPTIMIZER, RECIPE = "optimizer.pt", "recipe.yaml"
+OPTIMIZER = "optimizer.pt"
 
 
 @dataclass(frozen=True)
@@ -33,9 +34,19 @@ class State:
 
 
 def save_checkpoint(
-    run: Path, step: int, model: torch.nn.Module, optimizer: torch.optim.Optimizer, recipe: Recipe, data: str
+    run: Path,
+    step: int,
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    recipe: Recipe,
+    *,
+    data: str,
+    base: dict[str, str],
 ) -> Path:
-    """Write `checkpoint-<step>`: the tensors that learn, the optimiser, the recipe, and sizes to check them by."""
+    """Write `checkpoint-<step>`: the tensors that learn, the optimiser, the recipe, and sizes to check them by.
+
+    `data` and `base` are the fingerprints of the data and of the model before it learned.
+    """
     weights = {name: tensor.cpu().contiguous() for name, tensor in trainable_state(model).items()}
     folder = run / f"{PREFIX}{step}"
     with appearing(folder, needs=3 * size_of(weights)) as partial:
@@ -45,14 +56,32 @@ def save_checkpoint(
             torch.save(optimizer.state_dict(), file)
         (partial / RECIPE).write_text(dump_recipe(recipe), encoding="utf-8")
         files = {name: (partial / name).stat().st_size for name in (WEIGHTS, OPTIMIZER, RECIPE)}
-        state = {"step": step, "data": data, "identity": recipe.identity(), "versions": versions(), "files": files}
+        state = {"step": step, "data": data, "base": base, "identity": recipe.identity(), "versions": versions()}
+        (partial / STATE).write_text(json.dumps({**state, "files": files}, indent=2), encoding="utf-8")
+    return folder
+
+
+def save_learned(run: Path, checkpoint: Path) -> Path:
+    """Write `learned`: a checkpoint without the optimiser, which is all that is needed besides the base to answer.
+
+    The tensors take no space a second time, as long as the checkpoint is there, where the disk has hard links.
+    """
+    folder = run / LEARNED
+    with appearing(folder, needs=0) as partial:
+        try:
+            os.link(checkpoint / WEIGHTS, partial / WEIGHTS)
+        except OSError:
+            shutil.copyfile(checkpoint / WEIGHTS, partial / WEIGHTS)
+        shutil.copyfile(checkpoint / RECIPE, partial / RECIPE)
+        state = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
+        del state["files"][OPTIMIZER]
         (partial / STATE).write_text(json.dumps(state, indent=2), encoding="utf-8")
     return folder
 
 
 def sweep(run: Path) -> None:
     """Remove the folders that a killed run was still writing."""
-    for pattern in (f"{PREFIX}*", "hf"):
+    for pattern in (f"{PREFIX}*", "hf", LEARNED):
         remove_halves(run, pattern)
 
 
@@ -76,6 +105,8 @@ def read_state(folder: Path) -> State:
                 raise CheckpointError(
                     f"checkpoint {folder} is damaged: {name} has {found} of {size} bytes; resume from an older one"
                 )
+        if OPTIMIZER not in state["files"]:
+            raise CheckpointError(f"{folder} holds no state of the optimiser; go on from a checkpoint of the run")
         return State(folder, state["step"], state["identity"], state["data"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(

@@ -14,7 +14,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--cfg-options", nargs="+", default=[], metavar="key=value", help="the same, as XTuner writes it"
     )
-    parser.add_argument("--work-dir", help="the run's folder (default: work_dirs/<recipe>)")
+    parser.add_argument(
+        "--work-dir", help="the run's folder (default: work_dirs/<recipe>, with --tiny work_dirs/tiny/<recipe>)"
+    )
     parser.add_argument(
         "--resume",
         nargs="?",
@@ -23,6 +25,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         help="go on from a checkpoint; without a path from the newest of the work dir",
     )
     parser.add_argument("--seed", type=int, help="short for run.seed=...")
+    parser.add_argument(
+        "--tiny",
+        action="store_true",
+        help="try the recipe in seconds: 3 steps of small random models of the same families on made-up rows",
+    )
 
 
 def run(args: argparse.Namespace) -> None:
@@ -35,6 +42,11 @@ def run(args: argparse.Namespace) -> None:
         overrides.append(args.resume)
         args.resume = "auto"
     recipe = load_recipe(args.recipe, overrides)
+    work_dir = Path(args.work_dir or Path("work_dirs", "tiny" if args.tiny else "", Path(args.recipe).stem))
+    if args.tiny:
+        from sightline.model.tiny import tiny
+
+        recipe = tiny(recipe, work_dir / "stand-ins")
     from sightline.train.loop import train
 
-    train(recipe, args.work_dir or Path("work_dirs") / Path(args.recipe).stem, resume=args.resume)
+    train(recipe, work_dir, resume=args.resume)

@@ -12,7 +12,7 @@ from accelerate.state import AcceleratorState
 from sightline.data.collate import Batch
 from sightline.errors import UserError
 from sightline.model.load import VLM
-from sightline.model.tune import Group
+from sightline.model.tune import Group, settle
 from sightline.recipe import Recipe
 from sightline.runtime import pick_device, pick_dtype
 from sightline.train.loss import PackedLoss
@@ -34,9 +34,7 @@ class Engine:
         self.vlm = vlm
         self.groups = groups
         self.clip = recipe.optim.clip_grad
-        for parameter in vlm.model.parameters():
-            # Learning tensors keep full precision; what is frozen is stored as it is computed with.
-            parameter.data = parameter.data.to(torch.float32 if parameter.requires_grad else dtype)
+        settle(vlm.model, dtype)
         if recipe.engine.gradient_checkpointing:
             vlm.model.model.language_model.activation_checkpointing_enable({"use_reentrant": False})
         module = PackedLoss(vlm.model).to(self.accelerator.device)

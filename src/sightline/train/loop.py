@@ -8,17 +8,29 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from sightline.data.collate import batches
 from sightline.data.dataset import Dataset, open_dataset, write_bad_rows
 from sightline.data.plan import Pack, Plan
 from sightline.errors import CheckpointError, UserError
+from sightline.model.adapters import merge_adapters
 from sightline.model.assemble import assemble, check_length, make_prompter
 from sightline.model.attention import packed_attention
 from sightline.model.load import VLM
+from sightline.model.quantize import bitsandbytes
+from sightline.model.restore import restore
 from sightline.model.save import save
-from sightline.model.tune import Group, apply_tuning, merge_adapters
-from sightline.model.weights import checkpoints, find_checkpoint, load_weights
+from sightline.model.tune import Group, apply_tuning, quantize
+from sightline.model.weights import (
+    LEARNED,
+    PREFIX,
+    check_base,
+    checkpoints,
+    find_checkpoint,
+    fingerprints,
+    load_weights,
+)
 from sightline.recipe import Recipe, dump_recipe
 from sightline.runtime import console, pick_device, pick_dtype, say, seed_everything, versions, world_size
 from sightline.train.checkpoint import (
@@ -29,12 +41,15 @@ from sightline.train.checkpoint import (
     prune,
     read_state,
     save_checkpoint,
+    save_learned,
     sweep,
 )
 from sightline.train.engine import Engine
 from sightline.train.metrics import Log, summary_writer
-from sightline.train.optim import lr_scale, set_rates
+from sightline.train.noise import noisy_embeddings
+from sightline.train.optim import check_optimizer, lr_scale, set_rates
 from sightline.train.report import read_run, write_report
+from sightline.train.work import Work, peak_of
 
 AfterStep = Callable[[int, VLM], None]
 
@@ -51,6 +66,11 @@ def train(
         raise UserError("training runs in one process so far; start it without torchrun")
     if recipe.run.tensorboard:
         summary_writer()
+    device = pick_device(recipe.engine.device)
+    dtype = pick_dtype(recipe.engine.dtype, device)
+    check_optimizer(recipe.optim, device)
+    if recipe.tune.quantized:
+        bitsandbytes("a language model of 4 bits", device)
     run = Path(work_dir)
     state = _find_state(run, resume, recipe)
     prompter = make_prompter(recipe.model)
@@ -68,14 +88,20 @@ def train(
     )
     seed_everything(recipe.run.seed)
     vlm = assemble(recipe.model, prompter)
-    groups = apply_tuning(vlm.model, recipe.tune, recipe.optim)
+    base = fingerprints(vlm.model)
     if state is not None:
-        load_weights(state.folder, vlm.model)
+        check_base(state.folder, base, recipe.tune)
+    if recipe.tune.quantized:
+        quantize(vlm.model, recipe.tune, device=device, dtype=dtype)
+    groups = apply_tuning(vlm.model, recipe.tune, recipe.optim)
     engine = Engine(vlm, groups, recipe)
     if state is not None:
+        # Now that learning tensors have full precision: the model's files may have half of it.
+        load_weights(state.folder, vlm.model)
         load_optimizer(state.folder, engine.optimizer)
     start = state.step if state is not None else 0
     _open_run(run, recipe, dataset, plan, groups)
+    work = Work(vlm.model, peak_of(engine.device, dtype))
 
     budget = recipe.batch.pack_tokens or recipe.batch.max_length
     feed = batches(dataset, _all_packs(plan, engine, budget, start), workers=recipe.batch.workers)
@@ -96,12 +122,16 @@ def train(
             rates = set_rates(engine.optimizer, lr_scale(step, plan.num_steps, recipe.optim))
             total = 0.0
             with packed_attention(vlm.model):
-                for number in range(len(packs)):
+                for number, pack in enumerate(packs):
                     with log.waiting():
                         batch = next(feed)
-                    with engine.accumulating(last=number == len(packs) - 1):
+                    noise = noisy_embeddings(
+                        vlm, batch, pack, recipe.optim.neftune_alpha, seed=recipe.run.seed, step=step
+                    )
+                    with engine.accumulating(last=number == len(packs) - 1), noise:
                         loss = engine.loss_sum(batch)
                         engine.backward(loss / num_targets)
+                    work.add(batch)
                     total += float(loss.detach())
             mean = engine.sum(total) / num_targets
             if not math.isfinite(mean):
@@ -118,19 +148,35 @@ def train(
                 samples=len(samples),
                 targets=num_targets,
                 budget=budget * len(packs) * engine.world,
+                operations=engine.sum(work.take()),
+                peak=work.peak and work.peak * engine.world,
             )
             if _is_due(step + 1, recipe.run.save_every, plan.num_steps):
-                save_checkpoint(run, step + 1, vlm.model, engine.optimizer, recipe, dataset.fingerprint)
+                optimizer, data = engine.optimizer, dataset.fingerprint
+                save_checkpoint(run, step + 1, vlm.model, optimizer, recipe, data=data, base=base)
                 prune(run, step + 1, recipe.run.keep)
             if after_step is not None:
                 with engine.answering() as answering:
                     after_step(step + 1, answering)
-    merge_adapters(vlm.model)
-    device = pick_device(recipe.engine.device)
-    finished = save(vlm, run / "hf", dtype=pick_dtype(recipe.engine.dtype, device))
+    last = run / f"{PREFIX}{plan.num_steps}"
+    finished = _finish(run, last if last.exists() or state is None else state.folder, recipe, vlm, dtype)
     write_report(run / "report.html", title=run.name, runs=[read_run(run)])
-    say(f"finished: the model is in {finished}, the report in {run / 'report.html'}")
+    what = "the model" if recipe.run.export else "what was learned"
+    say(f"finished: {what} is in {finished}, the report in {run / 'report.html'}")
     return finished
+
+
+def _finish(run: Path, last: Path, recipe: Recipe, vlm: VLM, dtype: torch.dtype) -> Path:
+    """Write what was learned, where that is less than the model, and the model; returns the folder of the latter."""
+    if recipe.tune.llm != "full" or not recipe.run.export:
+        learned = save_learned(run, last)
+        if not recipe.run.export:
+            return learned
+    if recipe.tune.quantized:
+        say("the model is written with its own weights instead of the 4 bits of training: near to it, not equal")
+        vlm = restore(last, recipe, dtype=dtype)
+    merge_adapters(vlm.model)
+    return save(vlm, run / "hf", dtype=dtype)
 
 
 def _find_state(run: Path, resume: str | None, recipe: Recipe) -> State | None:
@@ -142,7 +188,7 @@ def _find_state(run: Path, resume: str | None, recipe: Recipe) -> State | None:
         state = read_state(find_checkpoint(run if resume == "auto" else Path(resume)))
         check_recipe(state, recipe)
     of_this_run = state is not None and state.folder.resolve().parent == run.resolve()
-    if not of_this_run and (checkpoints(run) or (run / "hf").exists()):
+    if not of_this_run and (checkpoints(run) or any((run / name).exists() for name in ("hf", LEARNED))):
         raise CheckpointError(f"{run} already holds a run; go on with --resume, or choose another --work-dir")
     return state
 

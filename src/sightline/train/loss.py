@@ -31,6 +31,8 @@ class PackedLoss(nn.Module):
             input_ids=batch.input_ids,
             position_ids=batch.position_ids,
             pixel_values=pixel_values.to(self._vision_dtype),
+            # Not a tensor: LLaVA-NeXT would fetch each number from the device.
+            **({"image_sizes": batch.image_sizes} if batch.image_sizes else {}),
             # With a cache transformers takes the packed samples for one: they would see each other.
             use_cache=False,
             sample_lengths=batch.sample_lengths,

@@ -119,12 +119,15 @@ class Log:
         targets: int,
         budget: int,
         grad_norm: float | None = None,
+        operations: float = 0.0,
+        peak: float | None = None,
     ) -> dict[str, Any]:
         """Log the step that has just ended and return its line of `log.jsonl`.
 
         `step` counts from 1. All counts are those of the whole step, over ranks and packs: `tokens` without filling,
-        `budget` what the packs could have held. A loss that is no number becomes null; whether to stop is for the
-        loop to decide.
+        `budget` what the packs could have held, `operations` what the step computed. `mfu` is in the line where the
+        `peak` of all devices together (operations per second) is known. A loss that is no number becomes null; whether
+        to stop is for the loop to decide.
         """
         now = perf_counter()
         seconds = max(now - (self._last if self._began is None else self._began), 1e-9)
@@ -150,6 +153,8 @@ class Log:
             "eta_seconds": round(pace * (self.num_steps - step), 1),
             "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
         }
+        if peak is not None:
+            record["mfu"] = round(operations / seconds / peak, 4)
         if self.main:
             self._write(record)
             self._show(record, now)
@@ -166,8 +171,8 @@ class Log:
                 self._file.close()
             raise UserError(f"{self.path}: cannot write the log: {error.strerror}") from error
         if self._board:
-            for name in ("loss", "grad_norm", "tokens_per_second", "data_share", "fill", "memory_gb"):
-                if record[name] is not None:
+            for name in ("loss", "grad_norm", "tokens_per_second", "data_share", "fill", "memory_gb", "mfu"):
+                if record.get(name) is not None:
                     self._board.add_scalar(f"train/{name}", record[name], record["step"])
             for group, value in record["lr"].items():
                 self._board.add_scalar(f"lr/{group}", value, record["step"])

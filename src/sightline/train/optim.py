@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from sightline.errors import UserError
+from sightline.model.quantize import bitsandbytes
 from sightline.model.tune import Group
 from sightline.recipe import OptimRecipe
 
@@ -16,23 +18,46 @@ WSD_DECAY = 0.3
 
 
 def make_optimizer(groups: Sequence[Group], optim: OptimRecipe) -> torch.optim.Optimizer:
-    """AdamW, or Muon for the matrices and AdamW for the rest; a rate for each part, and vectors do not decay."""
+    """AdamW, or another one for the matrices and AdamW for the rest; a rate for each part, and vectors do not decay.
+
+    Embeddings and heads are the rest's: to Muon they are no maps, and in 8 bits they are known to become unstable.
+    """
     rows: dict[bool, list[dict[str, Any]]] = {True: [], False: []}
     for group in groups:
         sorts: dict[tuple[bool, bool], list[torch.nn.Parameter]] = {}
         for parameter in group.parameters:
-            orthogonal = optim.optimizer == "muon" and parameter.ndim == 2 and id(parameter) not in group.tables
-            sorts.setdefault((orthogonal, parameter.ndim > 1), []).append(parameter)
-        for (orthogonal, decays), members in sorts.items():
+            other = optim.optimizer != "adamw" and parameter.ndim == 2 and id(parameter) not in group.tables
+            sorts.setdefault((other, parameter.ndim > 1), []).append(parameter)
+        for (other, decays), members in sorts.items():
             decay = optim.weight_decay if decays else 0.0
             row = {"params": members, "lr": group.lr, "highest": group.lr, "name": group.name, "weight_decay": decay}
-            rows[orthogonal].append(row)
+            rows[other].append(row)
     parts: list[torch.optim.Optimizer] = []
     if rows[True]:
-        parts.append(torch.optim.Muon(rows[True], adjust_lr_fn="match_rms_adamw"))
+        parts.append(_for_matrices(rows[True], optim))
     if rows[False]:
         parts.append(torch.optim.AdamW(rows[False], betas=optim.betas, eps=optim.eps, fused=True))
     return parts[0] if len(parts) == 1 else Several(parts)
+
+
+def _for_matrices(rows: list[dict[str, Any]], optim: OptimRecipe) -> torch.optim.Optimizer:
+    if optim.optimizer == "muon":
+        return torch.optim.Muon(rows, adjust_lr_fn="match_rms_adamw")
+    bnb = check_optimizer(optim, rows[0]["params"][0].device)
+    kind = bnb.optim.PagedAdamW8bit if optim.optimizer == "paged_adamw_8bit" else bnb.optim.AdamW8bit
+    optimizer: torch.optim.Optimizer = kind(rows, betas=optim.betas, eps=optim.eps)
+    return optimizer
+
+
+def check_optimizer(optim: OptimRecipe, device: torch.device) -> Any:
+    """bitsandbytes where the optimiser is one of its; raises MissingExtra or UserError where it cannot be used here."""
+    if not optim.optimizer.endswith("8bit"):
+        return None
+    purpose = f"optim.optimizer: {optim.optimizer}"
+    if optim.optimizer == "paged_adamw_8bit" and device.type != "cuda":
+        instead = "adamw_8bit" if device.type in ("cpu", "xpu") else "adamw"
+        raise UserError(f"{purpose}: only GPUs of CUDA have pages, {device.type} has none; use {instead}")
+    return bitsandbytes(purpose, device)
 
 
 class Several(torch.optim.Optimizer):

@@ -56,6 +56,8 @@ def pieces(record: Mapping[str, Any], smooth: Smooth, num_steps: int) -> dict[st
     }
     if record["fill"] is not None:
         shown["fill"] = f"fill {record['fill']:.0%}"
+    if "mfu" in record:
+        shown["mfu"] = f"mfu {record['mfu']:.0%}"
     shown["waiting"] = f"waiting {smooth.data_share:.0%}"
     if record["memory_gb"] is not None:
         shown["memory"] = f"{record['memory_gb']:.1f} GB"
@@ -65,7 +67,7 @@ def pieces(record: Mapping[str, Any], smooth: Smooth, num_steps: int) -> dict[st
 def progress_line(record: Mapping[str, Any], smooth: Smooth, num_steps: int, width: int) -> Text:
     """One line of at most `width` columns; in a narrow terminal the less important parts are left out."""
     shown = pieces(record, smooth, num_steps)
-    for piece in ("memory", "fill", "waiting", "lr", "speed", "left"):
+    for piece in ("memory", "fill", "mfu", "waiting", "lr", "speed", "left"):
         if len("  ".join(shown.values())) > width:
             shown.pop(piece, None)
     room = min(width - len("  ".join(shown.values())) - 2, 24)

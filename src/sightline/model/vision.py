@@ -1,0 +1,106 @@
+"""The name of a vision tower -> its configuration, its weights and its image processor; how many features it makes."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from transformers import MODEL_MAPPING, AutoConfig, AutoImageProcessor, CLIPImageProcessorPil, PreTrainedModel
+from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
+
+from sightline.errors import ModelError
+from sightline.model.reading import REPORTED, check_keys, quiet, reading
+
+NAMES = {
+    "clip_vision_model": "CLIP",
+    "siglip_vision_model": "SigLIP",
+    "dinov2": "DINOv2",
+    "dinov2_with_registers": "DINOv2 with registers",
+}
+"""The towers that a model can be assembled with, by the model_type of their configuration."""
+
+
+def vision_config(name: str, layer: int) -> Any:
+    """The configuration of a vision tower, or of the one inside a CLIP or SigLIP.
+
+    Raises ModelError where it is another kind of model, or has no such `layer`.
+    """
+    with reading(name):
+        config = AutoConfig.from_pretrained(name)
+    vision = getattr(config, "vision_config", config)
+    if vision.model_type == "siglip2_vision_model":
+        raise ModelError(
+            f"model.vision_tower: {name} is a SigLIP 2 of free resolution (naflex), whose number of features changes "
+            f"with the picture; choose one of fixed resolution, such as google/siglip2-so400m-patch14-384"
+        )
+    if vision.model_type not in NAMES:
+        raise ModelError(
+            f"model.vision_tower: {name} is {config.model_type!r}, not a vision tower that Sightline knows "
+            f"({', '.join(NAMES.values())})"
+        )
+    layers = vision.num_hidden_layers
+    if layer not in (*range(-layers - 1, 0), *range(1, layers + 1)):
+        raise ModelError(
+            f"model.vision_feature_layer {layer}: {name} has {layers} layers, so choose 1 to {layers}, or -1 to "
+            f"{-layers - 1}"
+        )
+    if not isinstance(vision.image_size, int) or not isinstance(vision.patch_size, int):
+        raise ModelError(f"model.vision_tower: {name} takes pictures that are not square; LLaVA needs squares")
+    return vision
+
+
+def load_tower(name: str, config: Any) -> PreTrainedModel:
+    """The vision model, in the number format of its files."""
+    with reading(name), quiet():
+        tower, report = MODEL_MAPPING[type(config)].from_pretrained(name, **REPORTED)
+    check_keys(name, report, "missing", "mismatched")
+    return tower
+
+
+def tower_processor(name: str) -> Any:
+    """The image processor that came with a vision tower."""
+    with reading(name), quiet():
+        # The PIL backend everywhere: pixels must not depend on whether torchvision happens to be installed.
+        return AutoImageProcessor.from_pretrained(name, backend="pil")
+
+
+def square_processor(own: Any, size: int, *, pad: bool) -> Any:
+    """One that pads a picture to a square or takes its middle, and has the colours of the tower's `own`."""
+    kind = partial(LlavaImageProcessorPil, do_pad=True) if pad else CLIPImageProcessorPil
+    return kind(
+        size={"shortest_edge": size},
+        crop_size={"height": size, "width": size},
+        resample=own.resample,
+        image_mean=list(own.image_mean),
+        image_std=list(own.image_std),
+    )
+
+
+def leading_tokens(vision: Any) -> int:
+    """Features that a tower puts before those of the patches: a class token, and registers."""
+    if vision.model_type.startswith("siglip"):
+        return 0
+    if vision.model_type == "dinov2_with_registers":
+        return 1 + int(vision.num_register_tokens)
+    if vision.model_type.startswith(("clip", "dinov2")):
+        return 1
+    raise ModelError(f"a {vision.model_type!r} as vision tower: how many features it makes is not known here")
+
+
+def select_strategy(vision: Any) -> str:
+    """`default` drops the first feature of a picture, the class token; `full` keeps all, where there is none."""
+    return "default" if leading_tokens(vision) else "full"
+
+
+def features(vision: Any, strategy: str) -> int:
+    """Features of one picture that reach the language model.
+
+    Of the leading ones, LLaVA drops the first alone: registers stay, as more tokens of each picture.
+    """
+    patches = (vision.image_size // vision.patch_size) ** 2
+    return int(patches + leading_tokens(vision) - (strategy == "default"))
+
+
+def tokens_per_image(config: Any) -> int:
+    """The same of a LLaVA's configuration."""
+    return features(config.vision_config, config.vision_feature_select_strategy)
