@@ -37,7 +37,7 @@ class Facts:
     varlen: bool = False
     """torch's flash attention of variable length: CUDA from compute capability 8.0 on."""
     four_bit: bool = False
-    """bitsandbytes has kernels: 4-bit weights and 8-bit optimisers."""
+    """4-bit weights and 8-bit optimisers, by bitsandbytes."""
     fused_adamw: bool = True
     """torch's one-kernel AdamW is there, beyond doubt."""
     pinned: bool = False
@@ -83,8 +83,8 @@ def choose(found: Sequence[Facts], wishes: Wishes, hidden: Mapping[str, str] | N
     dtype, remarks = _dtype(facts, wishes)
     if wishes.four_bit and not facts.four_bit:
         raise UserError(
-            f"{facts.type} has no 4-bit weights and no 8-bit optimiser (bitsandbytes has no kernels for it): set "
-            "tune.llm=lora and optim.optimizer=adamw, or use cuda, xpu or cpu"
+            f"no 4-bit weights and no 8-bit optimiser on {facts.type} (Sightline uses bitsandbytes on cuda, xpu and "
+            "cpu): set tune.llm=lora and optim.optimizer=adamw"
         )
     return Choice(
         device=name,
@@ -168,7 +168,7 @@ def _facts(kind: str) -> Facts:
         able = torch.xpu.is_bf16_supported(including_emulation=False)
         return Facts("xpu", torch.xpu.get_device_name(), count, bfloat16=able, four_bit=True, pinned=True)
     if kind == "npu":
-        npu = torch.npu
+        npu = getattr(torch, "npu")  # noqa: B009  # torch_npu puts it there
         able = bool(npu.is_bf16_supported())
         return Facts("npu", npu.get_device_name(0), count, bfloat16=able, float64=False, fused_adamw=False, pinned=True)
     able = torch.backends.mps.is_macos_or_newer(14, 0)

@@ -55,7 +55,7 @@ def ask_one(kind: str, scene: Scene, rng: np.random.Generator, about: Sequence[T
             return Asked(kind, f"Where is the {thing.shape}?", PLACES[thing.place], others, thing)
         case "box" if by_shape:
             thing = _one(rng, by_shape)
-            answer = f"{PLACES[thing.place]} {box_of(thing, scene.form)}"
+            answer = f"{PLACES[thing.place]} {box_of(thing)}"
             return Asked(kind, f"Where is the {thing.shape}? Give its box too.", answer, thing=thing)
         case "where" | "box":
             return None

@@ -19,8 +19,8 @@ SHAPES = ("circle", "square", "triangle")
 PLACES = ("northwest", "northeast", "southwest", "southeast")
 """As on a map, and a single token each: `top left` has to be told from both `top` and `left`."""
 
-GRID = 2
-"""Rows and columns of places."""
+GRID, CENTRES = 2, (0.3, 0.7)
+"""Rows and columns of places, and where they are, as shares of the picture padded to a square."""
 
 SIZES = {
     "square": ((56, 56), (72, 72), (96, 96), (112, 112)),
@@ -111,9 +111,10 @@ def paint(scene: Scene, rng: np.random.Generator) -> Image.Image:
 
 
 def _pixels(thing: Thing, width: int, height: int) -> tuple[int, int, int, int]:
-    row, column = divmod(thing.place, GRID)
-    half = EXTENT * max(width, height) / 2
-    x, y = (column + 0.5) * width / GRID, (row + 0.5) * height / GRID
+    side = max(width, height)
+    half = EXTENT * side / 2
+    x, y = (share * side for share in _centre(thing))
+    x, y = x - (side - width) / 2, y - (side - height) / 2
     # Pillow paints the last pixel too.
     return round(x - half), round(y - half), round(x + half) - 1, round(y + half) - 1
 
@@ -135,15 +136,17 @@ def _paint_thing(
             pen.rectangle((left, top + arm, right, bottom - arm), fill=colour)
 
 
-def box_of(thing: Thing, form: str) -> str:
+def box_of(thing: Thing) -> str:
     """Where a thing is in the picture padded to a square, as LLaVA-1.5 writes boxes: [x1, y1, x2, y2] as shares."""
-    width, height = SIZES[form][0]
-    side = max(width, height)
-    row, column = divmod(thing.place, GRID)
-    x = ((column + 0.5) * width / GRID + (side - width) / 2) / side
-    y = ((row + 0.5) * height / GRID + (side - height) / 2) / side
+    x, y = _centre(thing)
     half = EXTENT / 2
     return "[" + ", ".join(f"{value:.2f}" for value in (x - half, y - half, x + half, y + half)) + "]"
+
+
+def _centre(thing: Thing) -> tuple[float, float]:
+    """As shares of the padded square: the same in pictures of every form."""
+    row, column = divmod(thing.place, GRID)
+    return CENTRES[column], CENTRES[row]
 
 
 def caption(scene: Scene) -> str:

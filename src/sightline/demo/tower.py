@@ -109,10 +109,9 @@ def _pixels(scenes: list[Scene], rng: np.random.Generator) -> torch.Tensor:
 def _captions(scenes: list[Scene], tokenizer: LlamaTokenizer) -> tuple[torch.Tensor, torch.Tensor]:
     """int64 [N, T] and [N]: captions between marks, and how long they are.
 
-    The form of the picture is said too: boxes depend on it. The end mark is an id of its own behind the vocabulary:
-    CLIPTextModel takes an end mark of 2, which Llama's is, for an old configuration and looks elsewhere.
+    The end mark is an id of its own behind the vocabulary: CLIPTextModel takes an end mark of 2, which Llama's is, for an old configuration and looks elsewhere.
     """
-    texts = [f"{caption(scene)} {scene.form}" for scene in scenes]
+    texts = [caption(scene) for scene in scenes]
     tokens = tokenizer(texts, add_special_tokens=False)["input_ids"]
     rows = [[tokenizer.bos_token_id, *row, len(tokenizer)] for row in tokens]
     ids = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.int64)

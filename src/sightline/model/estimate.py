@@ -98,7 +98,8 @@ def operations(model: nn.Module, *, recompute: bool = False) -> Operations:
 
     llm, text = inner.model.language_model, config.text_config
     flows |= any(p.requires_grad for p in llm.get_input_embeddings().parameters())
-    per_token, seen = 0.0, {}
+    per_token = 0.0
+    seen: dict[int | None, float] = {}
     heads = text.num_attention_heads
     width = heads * (getattr(text, "head_dim", None) or text.hidden_size // heads)
     again = 1 if recompute else 0

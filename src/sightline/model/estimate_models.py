@@ -117,7 +117,9 @@ def _configuration(kind: str, name: str) -> tuple[Any, dict[str, Any] | None]:
         with reading(name), quiet():
             config = AutoConfig.from_pretrained(name)
     except ModelError as error:
-        raise ModelError(f"model.{kind}: {error}; Sightline ships the sizes of {_some(kind)}") from error
+        raise ModelError(
+            f"model.{kind}: {str(error).rstrip('.')}; Sightline ships the sizes of {_some(kind)}"
+        ) from error
     return config, None
 
 

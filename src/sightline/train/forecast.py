@@ -27,6 +27,7 @@ class Forecast:
     gpus: int
     mfu: float
     parts: tuple[Part, ...]
+    max_length: int
     pack_tokens: int
     memory: Memory
     """On each device, with the pack of so many tokens that needs most."""
@@ -71,6 +72,7 @@ def forecast(recipe: Recipe, rows: Rows, gpu: Gpu, *, count: int, mfu: float) ->
         gpus=count,
         mfu=mfu,
         parts=parameters(blank.model),
+        max_length=recipe.batch.max_length,
         pack_tokens=budget,
         memory=memory,
         card=next((size for size in CARDS if memory.total <= size * GIB * USABLE), None),

@@ -27,7 +27,7 @@ PROMISED = {
 def show(name: str, made: Forecast) -> None:
     """Print it."""
     console = Console(highlight=False, emoji=False)
-    console.print(f"[bold]{name}[/bold] on {_devices(made)}, nothing loaded\n")
+    console.print(f"[bold]{name}[/bold] on {_devices(made)}, nothing loaded\n", soft_wrap=True)
     console.print(_parameters(made))
     console.print(_memory(made))
     for line in [*_verdict(name, made), "", *_time(made)]:
@@ -72,8 +72,10 @@ def _verdict(name: str, made: Forecast) -> list[str]:
         lines.append(
             f"XTuner promises {promised} GB for this recipe; Sightline needs {made.memory.total / GIB:.1f} GiB"
         )
-    if made.largest_pack is not None:
+    if made.largest_pack is not None and made.largest_pack >= made.max_length:
         lines.append(f"largest pack that fits: batch.pack_tokens={made.largest_pack} (now {made.pack_tokens})")
+    elif made.largest_pack is not None:
+        lines.append(f"{made.largest_pack} tokens would fit, but a conversation may have {made.max_length}")
     if not made.fits:
         for overrides, price in made.changes:
             lines.append(f"to make it fit: {overrides} ({price})")
@@ -82,8 +84,8 @@ def _verdict(name: str, made: Forecast) -> list[str]:
         changes_result = not made.changes or any("tune." in overrides for overrides, _ in made.changes)
         if changes_result and made.spread_over is not None and made.spread_over > 1:
             lines.append(
-                f"{made.spread_over} devices would hold it with weights, gradients and optimiser spread over them "
-                "(FSDP2, ZeRO-3), which Sightline does not do yet"
+                f"about {made.spread_over} devices would hold it with weights, gradients and optimiser spread over "
+                "them (FSDP2, ZeRO-3), which Sightline does not do yet"
             )
     return lines
 

@@ -85,9 +85,9 @@ def _watched(recipe: Recipe, pack: PackShape, dtype: torch.dtype, layers: int) -
     """The fullest moments of forward and of backward, with so many layers of the language model."""
     blank, _ = tuned(recipe, layers=layers)
     for module in blank.model.model.language_model.modules():
-        for thing in (module, getattr(module, "config", None)):
+        for thing in (module, getattr(module, "config", module)):
             if getattr(thing, "sliding_window", None):
-                thing.sliding_window = None  # flash attention needs no mask for it, unlike the CPU's that runs here
+                setattr(thing, "sliding_window", None)  # noqa: B010  # flash attention needs no mask for it, unlike the CPU's that runs here
     with FakeTensorMode(allow_non_fake_inputs=True):
         without_contents(blank.model, dtype)
         watch = Watch(blank.model, blank.model.config.text_config.vocab_size)
