@@ -109,7 +109,8 @@ def _pixels(scenes: list[Scene], rng: np.random.Generator) -> torch.Tensor:
 def _captions(scenes: list[Scene], tokenizer: LlamaTokenizer) -> tuple[torch.Tensor, torch.Tensor]:
     """int64 [N, T] and [N]: captions between marks, and how long they are.
 
-    The end mark is an id of its own behind the vocabulary: CLIPTextModel takes an end mark of 2, which Llama's is, for an old configuration and looks elsewhere.
+    The end mark is an id of its own behind the vocabulary: CLIPTextModel takes an end mark of 2, which Llama's is, for
+    an old configuration and looks elsewhere.
     """
     texts = [caption(scene) for scene in scenes]
     tokens = tokenizer(texts, add_special_tokens=False)["input_ids"]
