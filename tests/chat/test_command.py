@@ -269,8 +269,13 @@ def test_a_second_ctrl_c_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
         yield "and on and on"
 
     monkeypatch.setattr(command, "answer", answer)
-    with pytest.raises(KeyboardInterrupt):
-        command._turn(start(), "What?", None, Sampling(), Memory(), at_terminal=True)  # type: ignore[arg-type]
+    # A shell's background jobs begin with this signal ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            command._turn(start(), "What?", None, Sampling(), Memory(), at_terminal=True)  # type: ignore[arg-type]
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_a_model_cannot_steer_the_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -89,13 +89,13 @@ def test_numbers_of_the_published_runs() -> None:
     assert -(-665_298 // 128) == 5198 and -(-558_128 // 256) == 2181
 
 
-def test_the_shipped_recipes_name_these_places() -> None:
-    for name, set_name in (("pretrain", "llava_pretrain_558k"), ("finetune", "llava_v15_mix665k")):
-        data, _ = read_yaml(recipe_folder() / "llava_v15_7b" / f"llava_v15_7b_{name}.yaml", name)
-        (entry,) = data["data"]
-        (known,) = known_entries(set_name, "data")
-        assert entry.get("use", set_name) == set_name
-        assert (entry.get("path", known.path), entry.get("images", known.images)) == (known.path, known.images)
+def test_the_shipped_recipes_name_known_sets() -> None:
+    used = set()
+    for path in sorted(recipe_folder().rglob("*.yaml")):
+        data, _ = read_yaml(path, path.stem)
+        used |= {entry["use"] for entry in data.get("data", ()) if "use" in entry}
+    assert {"llava_pretrain_558k", "llava_v15_mix665k", "refcoco", "internvl_sft"} <= used
+    assert all(known_entries(name, "data") for name in used)
 
 
 def test_every_part_can_come_from_somewhere() -> None:
