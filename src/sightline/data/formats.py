@@ -51,8 +51,8 @@ def understand(
         for key in _OTHER_MEDIA:
             if row.get(key):
                 raise DataError(f"the row has {key!r}; only images are understood", "form")
-        turns, findings = place(reading)
-        turns, dropped = _from_the_user(turns)
+        placed, findings = place(reading)
+        turns, dropped = _from_the_user(placed)
         findings += dropped
         folder = str(images_folder) if images_folder is not None else None
         messages = tuple(

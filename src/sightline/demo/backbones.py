@@ -103,7 +103,7 @@ def _cached(folder: Path, make: Callable[[Path], None], seed: int) -> Path:
     if folder.is_dir():
         console.print(f"found {folder}", markup=False, soft_wrap=True)
         return folder
-    from sightline.model.load import quiet
+    from sightline.model.reading import quiet
 
     draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
