@@ -71,6 +71,10 @@ def run(args: argparse.Namespace) -> None:
     """
     began = time.perf_counter()
     folder = _own_folder(args.work_dir)
+    import torch
+
+    # In models as small as these a second thread waits more than it works.
+    torch.set_num_threads(1)
     from sightline.demo.backbones import backbones
     from sightline.demo.world import draw_world
     from sightline.model.load import load
@@ -142,7 +146,7 @@ def _stage(
     if projector_from is not None:
         overrides.append(f"model.projector_from={projector_from}")
     if args.quick and projector_from is not None:
-        overrides += ["data.0.repeat=3", "data.1.repeat=2"]
+        overrides += ["data.0.repeat=2", "data.1.repeat=1"]
     recipe = load_recipe(name, overrides)
     _check(recipe, run_folder.with_name(f"{run_folder.name}_data.html"), f"{name} {' '.join(overrides)}")
     _step(
