@@ -59,15 +59,6 @@ TOLD[0]["image"] = ["a.jpg", "deep/b.png"]
 """What pairs cannot hold."""
 
 
-@pytest.fixture
-def images(tmp_path: Path) -> Path:
-    folder = tmp_path / "images"
-    (folder / "deep").mkdir(parents=True)
-    (folder / "a.jpg").write_bytes(JPEG)
-    (folder / "deep" / "b.png").write_bytes(PNG)
-    return folder
-
-
 def written(path: Path, rows: list[dict[str, Any]]) -> Path:
     path.write_text(json.dumps(rows))
     return path

@@ -15,15 +15,6 @@ from sightline.errors import DataError
 JPEG, PNG = saved(scene(), "JPEG"), saved(noise(20, 10), "PNG")
 
 
-@pytest.fixture
-def images(tmp_path: Path) -> Path:
-    folder = tmp_path / "images"
-    (folder / "deep").mkdir(parents=True)
-    (folder / "a.jpg").write_bytes(JPEG)
-    (folder / "deep" / "b.png").write_bytes(PNG)
-    return folder
-
-
 def data_uri(data: bytes) -> str:
     return f"data:image/png;base64,{base64.b64encode(data).decode()}"
 

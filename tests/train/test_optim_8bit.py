@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from sightline.errors import MissingExtra, UserError
+from sightline.model.estimate_memory import optimizer_bytes
 from sightline.model.tune import Group
 from sightline.recipe import OptimRecipe
 from sightline.train.optim import check_optimizer, make_optimizer, set_rates
@@ -53,6 +54,23 @@ def test_the_matrices_have_8_bits_and_the_rest_32() -> None:
     full = {torch.float32}
     vectors = dict.fromkeys(("table.weight", "linear.bias", "norm.weight", "norm.bias"), full)
     assert kept == {"linear.weight": {torch.uint8}, **vectors}
+
+
+def test_a_plan_foresees_the_bytes_of_the_state() -> None:
+    network = Network()
+    optimizer = of(network)
+    step(network, optimizer, 0)
+    # The table of 256 values that 8 bits stand for is one for all tensors, and steps are counted, not stored at length.
+    shared = {"qmap1", "qmap2", "step"}
+    kept = [
+        value.nbytes
+        for part in optimizer.parts
+        for state in part.state.values()
+        for key, value in state.items()
+        if isinstance(value, torch.Tensor) and key not in shared
+    ]
+    group = Group("llm", tuple(network.parameters()), 0.01, frozenset({id(network.table.weight)}))
+    assert optimizer_bytes([group], OPTIM) == sum(kept)
 
 
 def test_it_is_near_to_adamw() -> None:

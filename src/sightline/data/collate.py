@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -46,12 +46,16 @@ class Batch:
         return self.input_ids.shape[1]
 
     def to(self, device: torch.device) -> Batch:
-        moved: dict[str, Any] = {
-            name: value.to(device, non_blocking=True)
-            for name, value in vars(self).items()
-            if isinstance(value, torch.Tensor)
-        }
-        return replace(self, **moved)
+        return self._with(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> Batch:
+        """What torch's DataLoader calls when it pins."""
+        return self._with(torch.Tensor.pin_memory)
+
+    def _with(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
+        tensors = {name: value for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
+        changed: dict[str, Any] = {name: change(tensor) for name, tensor in tensors.items()}
+        return replace(self, **changed)
 
 
 def collate(encoded: Sequence[Encoded], pixels: torch.Tensor | None, stand_in: Encoded, grey: torch.Tensor) -> Batch:
@@ -98,8 +102,11 @@ class PackReader(torch.utils.data.Dataset[Batch | DataError]):
         return collate(encoded, made, prompter.grey_prompt(), prompter.grey_pixels())
 
 
-def batches(dataset: Dataset, packs: Iterable[Pack], *, workers: int) -> Iterator[Batch]:
-    """The batches of these packs in order, prepared ahead by `workers` processes (0: in this one)."""
+def batches(dataset: Dataset, packs: Iterable[Pack], *, workers: int, pin: bool = False) -> Iterator[Batch]:
+    """The batches of these packs in order, prepared ahead by `workers` processes (0: in this one).
+
+    `pin`: in pinned memory, from where an accelerator fetches them while it computes.
+    """
     calm_tokenizers()
     loader: DataLoader[Any] = DataLoader(
         PackReader(dataset),
@@ -109,6 +116,7 @@ def batches(dataset: Dataset, packs: Iterable[Pack], *, workers: int) -> Iterato
         # Else it draws a seed from torch's, and a run that goes on would drop out other values than one never cut off.
         generator=torch.Generator(),
         prefetch_factor=4 if workers else None,
+        pin_memory=pin,
     )
     for batch in loader:
         if isinstance(batch, DataError):

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -175,16 +175,15 @@ def _open_file(path: Path) -> _File:
     return _ArrowFile(path, is_stream=head != b"ARROW1")
 
 
-class _File:
+class _File(Protocol):
     """One open file."""
 
     num_rows: int
 
-    def row(self, number: int) -> Row:
-        raise NotImplementedError
+    def row(self, number: int) -> Row: ...
 
 
-class _ParquetFile(_File):
+class _ParquetFile:
     """Reads on from where it was; going back begins the row group again, for there is no way to a row inside of it."""
 
     def __init__(self, path: Path) -> None:
@@ -210,7 +209,7 @@ class _ParquetFile(_File):
         return self._batch.slice(number - self._from, 1).to_pylist()[0]
 
 
-class _ArrowFile(_File):
+class _ArrowFile:
     """Rows of a mapped file are found at once, and only they are read."""
 
     def __init__(self, path: Path, is_stream: bool) -> None:

@@ -78,6 +78,7 @@ def unpack(
 
 
 def _explained(error: Exception, archive: Path, place: Path) -> Exception:
+    # zipfile raises NotImplementedError for a way of compression that it does not know, which damage looks like.
     damaged = (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, NotImplementedError)
     if isinstance(error, damaged) or (isinstance(error, OSError) and error.errno is None):  # gzip gives no number
         return DataError(f"{archive} is damaged ({error}); delete it and fetch it again")

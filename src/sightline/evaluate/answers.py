@@ -187,7 +187,13 @@ def _to_json(result: AnswersResult) -> dict[str, object]:
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--data-path", required=True, type=Path, metavar="FILE", help=".json or .jsonl in LLaVA's form")
+    parser.add_argument(
+        "--data-path",
+        required=True,
+        type=Path,
+        metavar="FILE",
+        help="questions with answers, in any form of training data",
+    )
     parser.add_argument("--image-folder", type=Path, metavar="DIR", help="where the images of the file are")
     parser.add_argument(
         "--blank-images",

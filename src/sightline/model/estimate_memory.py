@@ -69,9 +69,10 @@ def optimizer_bytes(groups: Sequence[Group], optim: OptimRecipe) -> float:
 
 
 def _state(parameter: nn.Parameter, table: bool, optim: OptimRecipe) -> float:
-    if optim.optimizer == "muon" and parameter.ndim == 2 and not table:
+    is_matrix = parameter.ndim == 2 and not table
+    if is_matrix and optim.optimizer == "muon":
         return 4.0 * parameter.numel()
-    if optim.optimizer.endswith("8bit") and parameter.numel() >= BLOCKWISE_FROM:
+    if is_matrix and optim.optimizer.endswith("8bit") and parameter.numel() >= BLOCKWISE_FROM:
         return BLOCKWISE * parameter.numel()
     return 8.0 * parameter.numel()
 

@@ -10,11 +10,11 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
 from sightline.data.collate import Batch
-from sightline.errors import UserError
+from sightline.devices import Wishes
 from sightline.model.load import VLM
 from sightline.model.tune import Group, settle
 from sightline.recipe import Recipe
-from sightline.runtime import pick_device, pick_dtype
+from sightline.runtime import pick
 from sightline.train.loss import PackedLoss
 from sightline.train.optim import make_optimizer
 
@@ -23,10 +23,8 @@ class Engine:
     """The model, its optimiser and the device."""
 
     def __init__(self, vlm: VLM, groups: Sequence[Group], recipe: Recipe) -> None:
-        device = pick_device(recipe.engine.device)
-        dtype = pick_dtype(recipe.engine.dtype, device)
-        if dtype == torch.float16 and device.type == "cpu":
-            raise UserError("engine.dtype: float16 does not train on the CPU; use bfloat16 or float32")
+        self.choice = pick(Wishes(device=recipe.engine.device, dtype=recipe.engine.dtype, training=True))
+        device, dtype = torch.device(self.choice.device), getattr(torch, self.choice.dtype)
         precision = {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(dtype, "no")
         # What Accelerate remembers of an earlier run in this process: another number format would be refused.
         AcceleratorState._reset_state()
@@ -39,7 +37,8 @@ class Engine:
             vlm.model.model.language_model.activation_checkpointing_enable({"use_reentrant": False})
         module = PackedLoss(vlm.model).to(self.accelerator.device)
         module.train()
-        self.module, self.optimizer = self.accelerator.prepare(module, make_optimizer(groups, recipe.optim))
+        optimizer = make_optimizer(groups, recipe.optim, fused=self.choice.fused_adamw)
+        self.module, self.optimizer = self.accelerator.prepare(module, optimizer)
 
     @property
     def device(self) -> torch.device:
@@ -99,4 +98,5 @@ class Engine:
         """A number added up over ranks."""
         if self.world == 1:
             return value
-        return float(self.accelerator.reduce(torch.tensor(value, dtype=torch.float64, device=self.device), "sum"))
+        dtype = getattr(torch, self.choice.sums)
+        return float(self.accelerator.reduce(torch.tensor(value, dtype=dtype, device=self.device), "sum"))

@@ -104,7 +104,9 @@ def train(
     work = Work(vlm.model, peak_of(engine.device, dtype))
 
     budget = recipe.batch.pack_tokens or recipe.batch.max_length
-    feed = batches(dataset, _all_packs(plan, engine, budget, start), workers=recipe.batch.workers)
+    feed = batches(
+        dataset, _all_packs(plan, engine, budget, start), workers=recipe.batch.workers, pin=engine.choice.pin_memory
+    )
     with Log(
         run,
         first_step=start,

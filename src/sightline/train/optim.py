@@ -17,10 +17,11 @@ WSD_DECAY = 0.3
 """The share of all steps in which the rate falls after it has stayed (warm-up, stable, decay)."""
 
 
-def make_optimizer(groups: Sequence[Group], optim: OptimRecipe) -> torch.optim.Optimizer:
+def make_optimizer(groups: Sequence[Group], optim: OptimRecipe, *, fused: bool = True) -> torch.optim.Optimizer:
     """AdamW, or another one for the matrices and AdamW for the rest; a rate for each part, and vectors do not decay.
 
     Embeddings and heads are the rest's: to Muon they are no maps, and in 8 bits they are known to become unstable.
+    `fused`: AdamW in one kernel, which not every device has.
     """
     rows: dict[bool, list[dict[str, Any]]] = {True: [], False: []}
     for group in groups:
@@ -36,7 +37,7 @@ def make_optimizer(groups: Sequence[Group], optim: OptimRecipe) -> torch.optim.O
     if rows[True]:
         parts.append(_for_matrices(rows[True], optim))
     if rows[False]:
-        parts.append(torch.optim.AdamW(rows[False], betas=optim.betas, eps=optim.eps, fused=True))
+        parts.append(torch.optim.AdamW(rows[False], betas=optim.betas, eps=optim.eps, fused=fused))
     return parts[0] if len(parts) == 1 else Several(parts)
 
 
