@@ -59,7 +59,11 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "mamba": ({"model_type": "mamba"}, "a way of its own"),
     "qwen3_next": ({"model_type": "qwen3_next", **GROUPED}, "a way of its own"),
     "lfm2": ({"model_type": "lfm2", **GROUPED, "layer_types": ["conv", "full_attention"]}, "one packed sample"),
-    "gemma3_whole": ({"model_type": "gemma3"}, "sees pictures by itself"),
+    "gpt_oss": ({"model_type": "gpt_oss", "head_dim": 8, "num_local_experts": 2}, "attention sinks, as in gpt-oss"),
+    "nemotron": ({"model_type": "nemotron", **GROUPED}, "does not tell its attention where the samples of a pack end"),
+    "doge": ({"model_type": "doge"}, "makes masks by itself"),
+    "gemma3_whole": ({"model_type": "gemma3"}, "sees or hears by itself"),
+    "musicgen": ({"model_type": "musicgen"}, "sees or hears by itself"),
 }
 
 VISION = {**SIZES, "num_hidden_layers": 3, "image_size": 56, "patch_size": 14}
@@ -89,7 +93,7 @@ def make_family(folder: Path, settings: dict[str, Any]) -> Path:
 
 def make_config(folder: Path, settings: dict[str, Any]) -> Path:
     """A folder without weights: what is looked at before they are read."""
-    small = {} if settings["model_type"] == "gemma3" else {**SIZES, "vocab_size": 64}
+    small = {} if settings["model_type"] in ("gemma3", "musicgen") else {**SIZES, "vocab_size": 64}
     AutoConfig.for_model(**(small | settings)).save_pretrained(folder)
     return folder
 

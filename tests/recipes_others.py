@@ -121,6 +121,7 @@ OTHERS: dict[str, dict[str, Any]] = {
         **PADDLEMIX,
         **LONG,
         "model.next": True,
+        "model.image_aspect_ratio": "pad",  # the default; without effect on tiles
     },
     "paddlemix_llava_v1_6_sft": {**FINETUNE, **LLAVA_16, **PADDLEMIX, **LONG},
     "paddlemix_llava_v1_6_lora_sft": {**FINETUNE, **LLAVA_16, **PADDLEMIX, **PADDLEMIX_LORA, **LONG},

@@ -87,6 +87,14 @@ def test_a_users_error_is_a_line_each_and_no_traceback(
     assert capsys.readouterr().err == "error: a.yaml: lr: wrong\nerror: b.yaml: zzz: unknown\n"
 
 
+def test_what_a_file_is_called_cannot_steer_the_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake_command(monkeypatch, UserError("no image \x1b[31m\u202e\a.png"))
+    assert cli.main(["fake", "a.yaml"]) == 2
+    assert capsys.readouterr().err == "error: no image \\x1b[31m\\u202e\\x07.png\n"
+
+
 def test_a_bug_is_a_traceback(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     fake_command(monkeypatch, ZeroDivisionError("no"))
     assert cli.main(["fake", "a.yaml"]) == 1

@@ -30,7 +30,7 @@ MEMBER_OF = {
     "recipes": "recipe",
     "recipe_errors": "recipe",
     "recipe_sections": "recipe",
-    "recipe_commands": "recipe",
+    "recipe_commands": "cli",
     "data_commands": "cli",
     "__main__": "cli",
 }

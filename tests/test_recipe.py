@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
+from sightline.data.formats import FORMS
 from sightline.errors import RecipeError
 from sightline.prompt import templates
 from sightline.recipe import TEMPLATES, Recipe, differences, dump_recipe, load_recipe
 from sightline.recipe_errors import ELSEWHERE, key_types
+from sightline.recipe_sections import Form
 
 MINIMAL = """\
 model: {llm: a, vision_tower: b}
@@ -100,14 +102,6 @@ def test_what_a_file_may_not_be(tmp_path: Path, text: str, expected: list[str]) 
     found = problems(write(tmp_path, text))
     assert len(found) == len(expected)
     assert all(line.startswith(f"r.yaml: {start}") for line, start in zip(found, expected, strict=True)), found
-
-
-def test_files_that_cannot_be_read(tmp_path: Path) -> None:
-    assert problems(str(tmp_path / "gone.yaml")) == ["gone.yaml: cannot be read: No such file or directory"]
-    (tmp_path / "latin.yaml").write_bytes("# für\n".encode("latin-1"))
-    assert problems(str(tmp_path / "latin.yaml")) == ["latin.yaml: is not a text in UTF-8 (byte 3)"]
-    (tmp_path / "folder.yaml").mkdir()
-    assert problems(str(tmp_path / "folder.yaml")) == ["folder.yaml: cannot be read: Is a directory"]
 
 
 @pytest.mark.parametrize(
@@ -205,7 +199,6 @@ def test_unknown_names() -> None:
         ("data.0.images=null", None),
         ("data.0.images=a=b", "a=b"),
         ("data.0.head=5", 5),
-        ("engine.device=null", "null"),
         ("run.tensorboard=true", True),
         ("engine.dtype=float32", "float32"),
         ("tune.llm_lora.target_modules=[q_proj, v_proj]", ["q_proj", "v_proj"]),
@@ -228,7 +221,7 @@ def test_overrides_are_typed_by_the_field(tmp_path: Path, override: str, value: 
         ("optim.learning_rate=1", "optim.learning_rate: unknown key; did you mean optim.lr?"),
         ("lr=1", "lr: unknown key; did you mean optim.lr?"),
         ("data.path=y", "data.path: unknown key; did you mean data.0.path?"),
-        ("data.1.path=y", "data.1.path: there are only 1 entries, counted from 0"),
+        ("data.1.path=y", "data.1.path: there is no entry 1; they are counted from 0, and there are 1"),
         ("optim.lr=[", "'[' is not YAML"),
         ("optim.lr=0", "optim.lr: must be greater than 0, not 0"),
         ("model.template=null", 'model.template: there is no "null"; known: auto, vicuna, '),
@@ -282,6 +275,10 @@ def test_names_known_elsewhere_lead_to_keys_that_there_are() -> None:
     assert set(ELSEWHERE.values()) <= {".".join(map(str, key)) for key in key_types(Recipe)}
 
 
+def test_forms_agree_with_those_that_are_read() -> None:
+    assert get_args(Form) == tuple(FORMS)
+
+
 def test_templates_agree_with_the_prompter() -> None:
     assert set(TEMPLATES) == {"auto", *templates.TEMPLATES}
 
@@ -298,6 +295,7 @@ def test_templates_agree_with_the_prompter() -> None:
         ("{path: x.json, ratio: 0}", "data.0.ratio: must be greater than 0, not 0"),
         ("{path: x.json, ratio: 1.1}", "data.0.ratio: must be less than or equal to 1, not 1.1"),
         ("{path: x.json, template: vicunja}", "data.0.template: "),
+        ("{path: x.json, form: lava}", "data.0.form: must be 'llava', "),
     ],
 )
 def test_sets_of_data(tmp_path: Path, entry: str, expected: str) -> None:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 
 from sightline import __version__
 from sightline.errors import UserError
+from sightline.prompt.paint import printable
 
 COMMANDS = {
     "train": ("sightline.train.command", "train a model from a recipe"),
@@ -58,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return code
     except UserError as error:
         for line in dict.fromkeys(str(error).splitlines()):
-            print(f"error: {line}", file=sys.stderr)
+            print(f"error: {printable(line)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

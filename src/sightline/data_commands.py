@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 DATA = (".json", ".jsonl", ".parquet", ".arrow")
 """What the names of data files end in."""
 
+TARGET = "a recipe (name or YAML file), a data file, or a known set (sightline data prepare lists them)"
+
 TOKENS_PER_IMAGE = 576
 """Those of CLIP ViT-L/14 at 336 px, where only a tokenizer is given."""
 
@@ -87,7 +89,7 @@ def run_stats(args: argparse.Namespace) -> None:
 
 
 def arguments_show(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("target", metavar="RECIPE|FILE", help="a recipe (name or YAML file), or a data file")
+    parser.add_argument("target", metavar="RECIPE|FILE", help=TARGET)
     parser.add_argument("row", type=int, metavar="ROW", help="the number of the row, counted from 1")
     parser.add_argument("--set", type=int, default=1, metavar="N", help="which of the recipe's data files (default: 1)")
     _arguments(parser, with_target=False)
@@ -114,11 +116,12 @@ def run_show(args: argparse.Namespace) -> None:
 
 def _arguments(parser: argparse.ArgumentParser, with_target: bool = True) -> None:
     if with_target:
-        parser.add_argument("target", metavar="RECIPE|FILE", help="a recipe (name or YAML file), or a data file")
+        parser.add_argument("target", metavar="RECIPE|FILE", help=TARGET)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="values of the recipe to change")
     parser.add_argument("--images", metavar="FOLDER", help="FILE: the folder that image paths are relative to")
+    parser.add_argument("--root", metavar="FOLDER", help="known set: the folder of all data (default: data)")
     parser.add_argument(
-        "--tokenizer", metavar="MODEL", help="FILE: a model, or a language model, whose tokens to count"
+        "--tokenizer", metavar="MODEL", help="not with RECIPE: a model, or a language model, whose tokens to count"
     )
     parser.add_argument(
         "--template",
@@ -139,7 +142,23 @@ def _arguments(parser: argparse.ArgumentParser, with_target: bool = True) -> Non
 
 
 def _asked(args: argparse.Namespace) -> Asked:
-    return _file(args) if _is_data(args.target) else _recipe(args)
+    from sightline.data.layouts import known_sets
+
+    if _is_data(args.target):
+        _refuse(args, "root", "a known set; a file's images have --images")
+        return _files(args, DataRecipe(path=args.target, images=args.images))
+    if args.target in known_sets():
+        _refuse(args, "images", "a data file; a known set brings its own")
+        return _files(args, DataRecipe(use=args.target, root=args.root))
+    for name in ("images", "root", "tokenizer", "tokens_per_image"):
+        _refuse(args, name, "a data file or a known set; a recipe says it itself: change it by key=value")
+    return _recipe(args)
+
+
+def _refuse(args: argparse.Namespace, name: str, what: str) -> None:
+    """UserError for a flag that belongs to another sort of target."""
+    if getattr(args, name) is not None:
+        raise UserError(f"--{name.replace('_', '-')} is for {what}")
 
 
 def _is_data(target: str) -> bool:
@@ -151,10 +170,6 @@ def _is_data(target: str) -> bool:
 
 
 def _recipe(args: argparse.Namespace) -> Asked:
-    for name in ("images", "tokenizer", "tokens_per_image"):
-        if getattr(args, name) is not None:
-            flag = f"--{name.replace('_', '-')}"
-            raise UserError(f"{flag} is for a data file; a recipe says it itself: change it by key=value")
     changes = {"model.template": args.template, "batch.max_length": args.max_length}
     overrides = [f"{key}={value}" for key, value in changes.items() if value is not None]
     recipe = load_recipe(args.target, [*args.overrides, *overrides])
@@ -166,11 +181,10 @@ def _recipe(args: argparse.Namespace) -> Asked:
     return _with(args.target, recipe.data, prompter, recipe.batch.max_length, settings, recipe.run.seed)
 
 
-def _file(args: argparse.Namespace) -> Asked:
+def _files(args: argparse.Namespace, entry: DataRecipe) -> Asked:
     if args.overrides:
         remedy = "flags say how to check it" if "=" in args.overrides[0] else "several files make a recipe's `data`"
         raise UserError(f"{args.overrides[0]}: {args.target} is a data file, not a recipe; {remedy}")
-    entry = DataRecipe(path=args.target, images=args.images)
     if args.tokenizer is None:
         for name in ("template", "max_length", "tokens_per_image"):
             if getattr(args, name) is not None:
@@ -213,6 +227,8 @@ def _prompter(model: str, template: str | None, tokens_per_image: int | None) ->
     from sightline.types import IMAGE
 
     folder = model_folder(model)
+    if Path(folder).is_file():
+        raise UserError(f"--tokenizer {model} is a file; name the folder of a model")
     with reading(folder), quiet():
         tokenizer = AutoTokenizer.from_pretrained(folder)
         only_tokenizer = Path(folder).is_dir() and not Path(folder, "config.json").exists()

@@ -76,7 +76,7 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
             problems.append(f"{COMMAND_LINE}: {error}")
     try:
         # As JSON, because strict JSON is what YAML means: a list may become a tuple, "3" never becomes 3.
-        recipe = Recipe.model_validate_json(json.dumps(data, default=str), strict=True)
+        recipe = Recipe.model_validate_json(json.dumps(data), strict=True)
     except ValidationError as error:
         problems += explain(error, keys, files)
     if problems:
@@ -106,7 +106,7 @@ def _override(data: dict[str, Any], override: str, keys: Mapping[KeyPath, Any]) 
 
 def _item(container: Any, piece: Any, key: str) -> Any:
     if isinstance(piece, int) and isinstance(container, list) and piece >= len(container):
-        raise ValueError(f"{key}: there are only {len(container)} entries, counted from 0")
+        raise ValueError(f"{key}: there is no entry {piece}; they are counted from 0, and there are {len(container)}")
     if not isinstance(container, list if isinstance(piece, int) else dict):
         raise ValueError(f"{key}: the recipe has no {'list' if isinstance(piece, int) else 'section'} here")
     return container[piece]

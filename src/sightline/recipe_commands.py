@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 from sightline.errors import RecipeError, UserError
-from sightline.recipes import find_recipe, shipped
+from sightline.recipes import find_recipe, is_path, read_yaml, shipped
 
 
 def arguments_list(parser: argparse.ArgumentParser) -> None:
@@ -33,11 +34,15 @@ def arguments_copy(parser: argparse.ArgumentParser) -> None:
 
 
 def run_copy(args: argparse.Namespace) -> None:
-    """Copy a recipe into a folder, to change it there; its base stays the shipped one."""
+    """Copy a recipe into a folder, to change it there; its base stays where it is."""
     source = find_recipe(args.name)
     target = args.folder / f"{source.stem}_copy.yaml"
+    base = read_yaml(source, str(source))[0].get("base")
     try:
         text = source.read_text(encoding="utf-8")
+        if isinstance(base, str) and is_path(base):
+            moved = json.dumps(str((source.parent / base).resolve()))
+            text = re.sub(r"(?m)^base:.*$", lambda _: f"base: {moved}", text, count=1)
         args.folder.mkdir(parents=True, exist_ok=True)
         with target.open("x", encoding="utf-8") as file:
             file.write(text)
@@ -66,15 +71,21 @@ def arguments_check(parser: argparse.ArgumentParser) -> None:
 
 def run_check(args: argparse.Namespace) -> None:
     """Check recipes and name all errors of all of them; the exit code is 2 if there are any."""
+    from sightline.data.layouts import check_names
     from sightline.recipe import load_recipe
 
     problems = []
     for file in args.files:
         try:
-            load_recipe(file)
-            print(f"{file}: ok")
+            recipe = load_recipe(file)
         except RecipeError as error:
             problems.append(str(error))
+            continue
+        try:
+            check_names(recipe.data)
+            print(f"{file}: ok")
+        except UserError as error:
+            problems += [f"{file}: {line}" for line in str(error).splitlines()]
     if problems:
         raise RecipeError("\n".join(problems))
 

@@ -110,6 +110,8 @@ def _problem(item: Any, keys: Mapping[KeyPath, Any]) -> str:
         return f"{dotted(path)}: missing"
     if kind == "too_short":
         return f"{dotted(path)}: must have at least one entry"
+    if kind == "too_long":
+        return f"{dotted(path)}: must have {item['ctx']['max_length']} entries, not {len(item['input'])}"
     if kind == "literal_error" and (options := _QUOTED.findall(item["ctx"]["expected"]))[MANY:]:
         near = difflib.get_close_matches(str(item["input"]), options, n=3)
         hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(options)}"

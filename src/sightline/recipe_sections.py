@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 # fmt: off
 Template = Literal[
@@ -15,10 +15,25 @@ Template = Literal[
     "wizardcoder", "moss_sft", "minicpm", "vicuna_v1", "wizardlm", "llava_mistral_instruct", "qwen_2", "mixtral",
     "deepseek_moe", "deepseekcoder", "minicpm3", "gemma_instruct", "mistral_direct",
 ]
+Form = Literal[
+    "llava", "sharegpt4v", "internvl", "sharegpt", "paddlemix", "mix", "openai", "messages", "texts", "query",
+]
 # fmt: on
+"""The names of the forms of rows, those in `data/formats.py`."""
 TEMPLATES: tuple[str, ...] = get_args(Template)
 """The names of the prompt templates: the tokenizer's own (auto), and those in `prompt/templates.py`."""
 
+DEVICES = ("cpu", "cuda", "mps", "npu", "xpu")
+
+
+def _device(name: str) -> str:
+    kind, colon, number = name.partition(":")
+    if name != "auto" and (kind not in DEVICES or (colon and not number.isdecimal())):
+        raise ValueError(f"there is no device {name!r}; use auto, {', '.join(DEVICES)}, or one with a number (cuda:1)")
+    return name
+
+
+Device = Annotated[str, AfterValidator(_device)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -146,8 +161,8 @@ class DataRecipe(Section):
     """The folder that known sets lie in; null: data."""
     images: str | None = None
     """The folder that the file's image paths are relative to and must not leave."""
-    form: str | None = None
-    """How the rows are written: llava, openai, paddlemix, ...; null: seen from each row."""
+    form: Form | None = None
+    """How the rows are written; null: seen from each row."""
     template: Template | None = None
     """The prompt template of this set; null: that of the model."""
     on_bad_row: Literal["stop", "skip"] = "stop"
@@ -223,7 +238,7 @@ class OptimRecipe(Section):
 class EngineRecipe(Section):
     """Where and in which precision the run computes."""
 
-    device: str = "auto"
+    device: Device = "auto"
     """auto, cpu, cuda, mps, npu or xpu; auto takes the first accelerator it finds."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """The precision of forward and backward; auto: bfloat16 where the device has it."""
@@ -234,7 +249,7 @@ class EngineRecipe(Section):
 class RunRecipe(Section):
     """What the run writes."""
 
-    seed: int = Field(42, ge=0)
+    seed: int = Field(42, ge=0, lt=2**64)
     """Decides the order of the data and every random weight."""
     save_every: int = Field(500, ge=0)
     """Steps between checkpoints; 0: only at the end."""

@@ -20,7 +20,7 @@ KeyPath = tuple[str | int, ...]
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML in which 1e-3 is a number and a date is a text."""
+    """YAML of what JSON can say, in which 1e-3 is a number and a date is a text."""
 
 
 _FLOAT = re.compile(r"^[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+$")
@@ -29,6 +29,14 @@ _Loader.yaml_implicit_resolvers = {
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
+_Loader.yaml_constructors = {
+    tag: make
+    for tag, make in yaml.SafeLoader.yaml_constructors.items()
+    if tag is None or tag.rpartition(":")[2] not in ("binary", "omap", "pairs", "set", "timestamp")
+}
+
+MANY_VALUES = 100_000
+"""A file with more is no recipe: aliases of aliases unfold to any number of values."""
 
 
 class _Dumper(yaml.SafeDumper):
@@ -47,7 +55,7 @@ def parse_value(text: str) -> Any:
     """The value of an `a.b=c` override as YAML reads it; ValueError if it does not."""
     try:
         return yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, LookupError, RecursionError) as error:
         raise ValueError(f"{text!r} is not YAML") from error
 
 
@@ -69,7 +77,7 @@ def bases() -> dict[str, Path]:
 
 def find_recipe(name_or_path: str) -> Path:
     """The file of a shipped recipe, or a path as it is; RecipeError for an unknown name."""
-    if _is_path(name_or_path):
+    if is_path(name_or_path):
         return Path(name_or_path)
     known = shipped()
     if name_or_path in known:
@@ -86,7 +94,7 @@ def read_recipe(name_or_path: str) -> tuple[dict[str, Any], dict[KeyPath, str], 
     Raises RecipeError when a file cannot be read at all.
     """
     path = find_recipe(name_or_path)
-    label = str(path) if _is_path(name_or_path) else path.name
+    label = str(path) if is_path(name_or_path) else path.name
     data, problems = read_yaml(path, label)
     base = data.pop("base", None)
     files = dict.fromkeys(dict(flatten(data)), label) | {(): label}
@@ -100,16 +108,18 @@ def read_recipe(name_or_path: str) -> tuple[dict[str, Any], dict[KeyPath, str], 
         remedy = "copy it and change the copy (sightline copy-cfg)"
         base_problems.append(f"{base_label}: base: a base has none of its own, so {label} cannot build on it; {remedy}")
         del base_data["base"]
-    files = dict.fromkeys(dict(flatten(base_data)), base_label) | files
-    return merge(base_data, data), files, base_problems + problems
+    merged = merge(base_data, data)
+    written = {path: files.get(path, base_label) for path in ((), *dict(flatten(merged)))}
+    return merged, written, base_problems + problems
 
 
-def _is_path(name_or_path: str) -> bool:
+def is_path(name_or_path: str) -> bool:
+    """Whether a recipe is named by its file, not by its name."""
     return Path(name_or_path).suffix in (".yaml", ".yml") or "/" in name_or_path or "\\" in name_or_path
 
 
 def _find_base(base: str, path: Path, label: str) -> tuple[Path, str]:
-    if _is_path(base):
+    if is_path(base):
         return path.parent / base, str(path.parent / base)
     known = bases() | shipped()
     if base in known:
@@ -130,6 +140,8 @@ def read_yaml(path: Path, label: str) -> tuple[dict[str, Any], list[str]]:
         try:
             node = loader.get_single_node()
             data = loader.construct_document(node) if node is not None else {}
+            if any(number >= MANY_VALUES for number, _ in enumerate(flatten(data))):
+                raise RecipeError(f"{label}: has more than {MANY_VALUES:,} values, or its aliases unfold to that many")
             duplicates = list(_duplicates(node)) if node is not None else []
         finally:
             loader.dispose()
@@ -143,6 +155,8 @@ def read_yaml(path: Path, label: str) -> tuple[dict[str, Any], list[str]]:
         raise RecipeError(f"{label}: {where}is not YAML: {error.problem}") from error
     except yaml.YAMLError as error:
         raise RecipeError(f"{label}: is not YAML: {' '.join(str(error).split())}") from error
+    except (ValueError, LookupError) as error:  # a tag that its value does not fit: !!int many
+        raise RecipeError(f"{label}: is not YAML: {error}") from error
     except RecursionError as error:
         raise RecipeError(f"{label}: is nested too deeply, or an alias contains itself") from error
     if not isinstance(data, dict):

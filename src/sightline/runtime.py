@@ -21,21 +21,27 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-console = Console(stderr=True, highlight=False, emoji=False)
-"""Where progress and remarks go; results go to standard output."""
-
-
-def say(text: str) -> None:
-    """A remark to the user, on one line however narrow the terminal."""
-    console.print(text, markup=False, soft_wrap=True)
-
 
 def rank() -> int:
     return int(os.environ.get("RANK", "0"))
 
 
+def first_of_node() -> bool:
+    """Whether this is the process that does on its machine what is to be done once."""
+    return os.environ.get("LOCAL_RANK", "0") == "0"
+
+
 def world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+console = Console(stderr=True, highlight=False, emoji=False, quiet=rank() > 0)
+"""Where progress and remarks go; results go to standard output. Of several ranks only the first speaks."""
+
+
+def say(text: str) -> None:
+    """A remark to the user, on one line however narrow the terminal."""
+    console.print(text, markup=False, soft_wrap=True)
 
 
 def hub_address() -> str:
@@ -69,7 +75,7 @@ def rank_0_first(make: Callable[[], T]) -> T:
         return make()
     # A group of its own, because looking at millions of rows takes longer than the patience of the others.
     group = dist.new_group(backend="gloo", timeout=datetime.timedelta(days=2))
-    turn = 0 if rank() == 0 else 1 if os.environ.get("LOCAL_RANK", "0") == "0" else 2
+    turn = 0 if rank() == 0 else 1 if first_of_node() else 2
     failed: Exception | None = None
     for now in range(3):
         if now == turn:

@@ -235,11 +235,6 @@ def test_flags_of_xtuner_and_their_defaults() -> None:
     assert {name: args[name] for name in expected} == expected
 
 
-def test_models_in_several_folders_are_explained() -> None:
-    with pytest.raises(UserError, match="convert yours first"):
-        command.run(parse("internlm/internlm2-chat-7b", "--llava", "xtuner/llava-internlm2-7b"))
-
-
 @pytest.mark.parametrize("pieces", [0, 2])
 def test_ctrl_c_stops_the_answer_only(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], pieces: int

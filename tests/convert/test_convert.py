@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import tiny
-from runs import contents
+from runs import contents as all_contents
 from safetensors.torch import load_file
 
 from sightline import cli
@@ -30,6 +30,11 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def out(tmp_path: Path) -> Path:
     return tmp_path / "models" / "mine"
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """The files of a folder without the note of what it was made of."""
+    return {name: content for name, content in all_contents(folder).items() if name != "conversion.json"}
 
 
 def convert(recipe: Path, checkpoint: Path, out: Path | str, *flags: str) -> int:
@@ -173,7 +178,7 @@ def test_a_disk_that_cannot_be_written_is_named(
     def fails(*_: object, **__: object) -> Path:
         raise PermissionError(13, "Permission denied", "somewhere")
 
-    monkeypatch.setattr("sightline.convert.checkpoint.save", fails)
+    monkeypatch.setattr("sightline.convert.anything.hf.write", fails)
     assert refusal(capsys, convert(recipe, recipe.parent / "run", out)) == (
         f"error: cannot write {out}: Permission denied; choose another folder"
     )

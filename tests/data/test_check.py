@@ -14,6 +14,7 @@ from picture_files import noise, saved, scene, turned
 from tiny import make_llm, make_tokenizer, write_recipe
 
 from sightline.cli import main
+from sightline.data.layouts import known_entries
 from sightline.data.verdict import KINDS
 
 LIMIT = 256
@@ -136,6 +137,13 @@ def write_lines(path: Path, rows: list[str | Row]) -> Path:
 
 def test_there_is_a_case_for_every_kind() -> None:
     assert list(CASES) == list(KINDS)
+
+
+def test_the_page_for_users_has_every_kind() -> None:
+    page = Path(__file__).parents[2] / "docs" / "your-own-data.md"
+    lines = [line.strip("| \n").split(" | ") for line in page.read_text("utf-8").replace("`", "").splitlines()]
+    listed = {tuple(cells) for cells in lines if len(cells) == 3}
+    assert {(kind.title, "yes" if kind.bad else "no", kind.remedy) for kind in KINDS.values()} <= listed
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -262,7 +270,13 @@ def test_the_figures_of_an_epoch_are_those_of_its_samples(sightline: Any, tmp_pa
         (("rows.jsonl", "--html", "none/page.html"), "there is no folder none"),
         (("rows.jsonl", "--tokenizer", "./none"), "no model folder"),
         (("rows.jsonl", "--images", "none"), "none"),
+        (("rows.jsonl", "--tokenizer", "rows.jsonl"), "rows.jsonl is a file; name the folder of a model"),
         (("llava_v15_7b_pretrain", "--images", "x"), "--images is for a data file"),
+        (("pictured.jsonl",), "no folder of images is given (--images, "),
+        (("rows.jsonl", "--root", "x"), "--root is for a known set"),
+        (("llava_pretrain_558k", "--images", "x"), "a known set brings its own"),
+        (("mmbench",), "holds no rows to train on"),
+        (("deep",), "it holds pictures: `sightline data synthesize` has a model write rows about them"),
     ],
 )
 def test_what_cannot_be_checked_is_said_in_one_line(
@@ -270,11 +284,27 @@ def test_what_cannot_be_checked_is_said_in_one_line(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     write_lines(tmp_path / "rows.jsonl", [row()])
+    write_lines(tmp_path / "pictured.jsonl", [pictured("a.png", "a")])
     (tmp_path / "llm").symlink_to(llm)
+    (tmp_path / "deep" / "er").mkdir(parents=True)
+    (tmp_path / "deep" / "er" / "a.JPG").touch()
     write_lines(tmp_path / "check_findings.jsonl", [row()])
     said = sightline("data", "check", *argv)
     assert said.code == 2 and message in said.err and len(said.err.splitlines()) == 1
     assert json.loads((tmp_path / "rows.jsonl").read_text()) == row()
+
+
+def test_a_known_set_by_its_name(sightline: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    missing = sightline("data", "check", "llava_pretrain_558k")
+    assert missing.code == 2 and "sightline data prepare llava_pretrain_558k --root data" in missing.err
+    (file,) = known_entries("llava_pretrain_558k", "elsewhere")
+    Path(file.images).mkdir(parents=True)
+    Path(file.images, "1.png").write_bytes(saved(scene(), "png"))
+    Path(file.path).write_text(json.dumps([pictured("1.png", "a"), pictured("2.png", "b")]))
+    said = sightline("data", "check", "llava_pretrain_558k", "--root", "elsewhere")
+    assert said.code == 2 and f"error: {file.path}: row 2: image 2.png is missing" in said.err
+    assert sightline("data", "show", "llava_pretrain_558k", "1", "--root", "elsewhere").code == 0
 
 
 def test_a_json_array_that_breaks_off_names_the_row(sightline: Any, tmp_path: Path) -> None:

@@ -261,6 +261,15 @@ def test_nothing_is_written_over(tmp_path: Path) -> None:
     assert out.read_text() == "mine"
 
 
+def test_the_list_of_rows_left_out_is_not_written_over_either(tmp_path: Path) -> None:
+    source = written(tmp_path / "in.json", [*PLAIN, {"conversations": 3}])
+    out, bad = tmp_path / "out.jsonl", tmp_path / "out.jsonl.bad.jsonl"
+    bad.write_text("of an earlier conversion")
+    with pytest.raises(UserError, match=r"out\.jsonl\.bad\.jsonl is there already"):
+        convert(source, out, "jsonl", skip=True)
+    assert bad.read_text() == "of an earlier conversion" and not out.exists()
+
+
 def test_the_command(tmp_path: Path, images: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = written(tmp_path / "source.json", PLAIN)
     table, out = tmp_path / "x.parquet", tmp_path / "x.jsonl"

@@ -15,9 +15,11 @@ from picture_files import noise, saved, scene
 
 from sightline.data.convert import convert
 from sightline.data.image_files import ImageFiles
-from sightline.errors import DataError
+from sightline.errors import DataError, UserError
 
 JPEG, PNG = saved(scene(), "JPEG"), saved(noise(40, 30), "PNG")
+MPO = saved(scene(), "MPO", save_all=True, append_images=[scene()])
+"""What many phones write: a JPEG with a second picture behind."""
 
 
 class Shop(BaseHTTPRequestHandler):
@@ -37,6 +39,8 @@ class Shop(BaseHTTPRequestHandler):
             self.answer(404, b"no")
         elif name.startswith("page"):
             self.answer(200, b"<html>log in</html>", {"Content-Type": "text/html"})
+        elif name.startswith("phone"):
+            self.answer(200, MPO)
         elif name.startswith("lie"):
             self.answer(200, b"these are no pixels at all")
         else:
@@ -126,6 +130,23 @@ def test_faults_that_stay_are_told_with_their_row(
     done = convert(source, tmp_path / "out.json", "llava", files=fetching(folder), skip=True)
     assert (done.rows, done.left_out) == (1, 1)
     assert [path.name.partition("-")[0] for path in folder.iterdir()] == ["fine"]
+
+
+def test_pictures_of_phones_are_not_fetched_again(tmp_path: Path, shop: tuple[str, Counter[str]]) -> None:
+    host, asked = shop
+    for start in ("first", "second"):
+        convert(rows(tmp_path, f"{host}/phone"), tmp_path / f"{start}.json", "llava", files=fetching(tmp_path / "out"))
+    assert asked["phone"] == 1
+    assert [path.suffix for path in (tmp_path / "out").iterdir()] == [".jpg"]
+
+
+def test_a_folder_that_cannot_be_written_to_is_named(tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("a file")
+    with pytest.raises(UserError) as error:
+        convert(
+            rows(tmp_path, "http://127.0.0.1:9/a.jpg"), tmp_path / "x.json", "llava", files=fetching(tmp_path / "out")
+        )
+    assert str(tmp_path / "out") in str(error.value)
 
 
 def test_urls_stay_urls_where_nothing_is_gathered(tmp_path: Path) -> None:

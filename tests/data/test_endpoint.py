@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from chat_endpoint import Answer, Asked, Server, says, serving
 
+from sightline.data import endpoint as endpoint_module
 from sightline.data.endpoint import Endpoint, Stopped, Unanswered, complete
 from sightline.errors import UserError
 from sightline.runtime import api_key
@@ -187,6 +188,8 @@ def test_a_retry_after_without_sense_is_ours_to_choose(server: Server) -> None:
         (Answer(b'{"error": {"message": "?", "code": "insufficient_quota"}}', status=429), "no credit left"),
         (Answer(b'{"detail": "Not Found"}', status=404), r"HTTP 404 \(Not Found\).*--model and --base-url"),
         (Answer(status=307, headers={"Location": "https://elsewhere/v1"}), "https://elsewhere/v1; name the final"),
+        (Answer(status=302, headers={"Location": "http://[x"}), r"http://\[x; name the final"),
+        (Answer(b"\x1b[31m" + "\u202e".encode(), status=404), r"HTTP 404 \(\\x1b\[31m\\u202e\)"),
         (Answer(status=429, headers={"Retry-After": "86400"}), "wait 1440 minutes"),
     ],
 )
@@ -269,7 +272,16 @@ def test_the_key_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.mark.parametrize(
     "url",
-    ["localhost:8000/v1", "ftp://x/v1", "http://", "http://x:port/v1", "http://x:99999", "http://x/v 1", "http://ü/v1"],
+    [
+        "localhost:8000/v1",
+        "ftp://x/v1",
+        "http://",
+        "http://x:port/v1",
+        "http://x:99999",
+        "http://x/v 1",
+        "http://ü/v1",
+        "http://[x",
+    ],
 )
 def test_no_address(url: str) -> None:
     with pytest.raises(UserError, match="is no http"):
@@ -283,3 +295,16 @@ def test_an_address_with_more_in_it_is_not_repeated(url: str) -> None:
     with pytest.raises(UserError, match="OPENAI_API_KEY alone") as error:
         Endpoint(url, "m")
     assert "secret" not in str(error.value)
+
+
+def test_a_reply_without_end_is_not_read_to_its_end(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(endpoint_module, "LARGEST_REPLY", 1000)
+    server.reply = in_turn(Answer(b"x" * 1001), Answer(b"x" * 1001, status=503), says("A cat."))
+    assert complete(endpoint_of(server), MESSAGES, Counter()).text == "A cat."
+
+
+def test_the_wait_stops_doubling(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(endpoint_module, "_LONGEST_BACKOFF", 0.0)
+    server.reply = lambda asked: Answer(status=500 if len(server.asked) < 1100 else 400)
+    with pytest.raises(Unanswered, match="HTTP 400"):
+        complete(endpoint_of(server, tries=2000), MESSAGES, Counter())

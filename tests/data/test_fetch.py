@@ -204,3 +204,14 @@ def test_size_ahead(server: Server) -> None:
     server.files["/file"] = Served(CONTENT)
     assert remote_size(f"{server.url}/file") == 50_000
     assert remote_size(f"{server.url}/none") is None
+
+
+def test_an_answer_without_sense_is_told_in_one_line(server: Server, tmp_path: Path) -> None:
+    server.files["/file"] = Served(CONTENT, refusals=[(302, {"Location": "http://[x"})])
+    with pytest.raises(DataError, match=r"/file: the answer makes no sense \(Invalid IPv6 URL\)"):
+        get(server, tmp_path / "f")
+
+
+def test_a_length_that_no_disk_could_hold_counts_as_none(server: Server, tmp_path: Path) -> None:
+    server.files["/file"] = Served(CONTENT, announced=10**400, breaks=[100])
+    assert remote_size(f"{server.url}/file") is None

@@ -186,6 +186,8 @@ def test_absolute_paths_into_the_folder_are_paths_of_it() -> None:
         assert understood(row("<image>", "A", image=path), "/data/images").images == (
             ImageRef("x/a b.jpg", "/data/images"),
         )
+    odd = understood(row("<image>", "A", image="/data/images/..odd.jpg"), "/data/images")
+    assert odd.images == (ImageRef("..odd.jpg", "/data/images"),)
     # Opening these refuses them, as leading out of the folder.
     for path in ("/data/other/a.jpg", "/data/images2/a.jpg", "../a.jpg"):
         assert understood(row("<image>", "A", image=path), "/data/images").images == (ImageRef(path, "/data/images"),)
@@ -199,5 +201,5 @@ def test_answers_that_are_not_to_be_learned_are_no_secret(key: str, value: Any) 
 
 
 def test_an_image_needs_a_folder() -> None:
-    message = "the row has an image, but no folder of images is given (data.N.images, or --image-folder)"
+    message = "the row has an image, but no folder of images is given (--images, --image-folder, or data.N.images)"
     assert refused(row("<image>", "A", image="a.jpg"), folder=None) == message

@@ -54,8 +54,10 @@ def test_gathered_images_have_safe_names_and_lose_nothing(tmp_path: Path, images
             files.keep(Picture(missing))
     with pytest.raises(DataError, match="--download"):
         files.keep(Picture("https://example.org/a.png"))
-    with pytest.raises(DataError):
-        files.keep(Picture(None, b"no image, and no name"))
+    for nameless in (None, "x/2.png"):
+        with pytest.raises(DataError):
+            files.keep(Picture(nameless, b"no image"))
+    assert not (out / "x" / "2.png").exists()
     (out / "a.jpg").write_bytes(PNG)
     with pytest.raises(DataError, match="is another picture"):
         files.keep(Picture("a.jpg"))

@@ -117,6 +117,7 @@ def test_files_of_others_are_left_alone(tmp_path: Path) -> None:
     [
         ("log", b"{}\nx\n", "data.json.log.jsonl: line 2 is damaged"),
         ("log", b"[]\n", "data.json.log.jsonl: line 1 is damaged"),
+        ("log", b'{"settings": 5}\n', "data.json.log.jsonl: line 1 is damaged"),
         ("partial", b"{\n{}\n", "data.json.partial.jsonl: .*broken JSON"),
         ("partial", b"{}\n", "data.json.partial.jsonl: row 1 names no picture"),
         ("out", b"[{}", "data.json: the array breaks off"),

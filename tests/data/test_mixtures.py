@@ -174,6 +174,18 @@ def test_a_meta_file_stands_for_its_sets(tmp_path: Path) -> None:
     assert asked(opened(DataRecipe(path=str(meta)))) == ["a0", "a1", "a2", "b0", "b1", "b0", "b1"]
 
 
+def test_a_file_that_is_shorter_than_its_meta_file_says_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # A JSON Lines file that was cut off between two lines looks whole by itself.
+    a = a_set(tmp_path, "a.jsonl", questions("a", 3))
+    meta = tmp_path / "meta.json"
+    for length, told in ((3, []), (1000, [f"{meta}: the set: 'length' is 1,000, but {a.path} has 3 rows"])):
+        meta.write_text(json.dumps({"the set": {"annotation": a.path, "length": length}}))
+        opened(DataRecipe(path=str(meta)))
+        assert capsys.readouterr().err.splitlines() == told
+
+
 def test_tables_beside_files(tmp_path: Path) -> None:
     pa = pytest.importorskip("pyarrow")
     import pyarrow.parquet as pq
@@ -188,8 +200,8 @@ def test_tables_beside_files(tmp_path: Path) -> None:
 def test_the_form_is_named(tmp_path: Path) -> None:
     rows = [turn("a")]
     assert len(opened(a_set(tmp_path, "a.json", rows, form="llava"))) == 1
-    with pytest.raises(DataError, match=r"row 1: .*no form is called"):
-        opened(a_set(tmp_path, "a.json", rows, form="lava"))
+    with pytest.raises(DataError, match=r"row 1: pair 1 is not a list of two texts"):
+        opened(a_set(tmp_path, "a.json", rows, form="paddlemix"))
 
 
 def test_the_index_has_a_line_for_every_row(tmp_path: Path) -> None:

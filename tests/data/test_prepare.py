@@ -192,6 +192,16 @@ def test_a_full_disk_is_told_before(
     assert {method for method, _, _ in server.asked} == {"HEAD"}
 
 
+def test_what_has_come_needs_no_room_again(
+    mix: Path, server: Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    size = len(server.files["/coco.zip"].content)
+    (mix / "downloads").mkdir(parents=True)
+    (mix / "downloads" / "coco.zip.part").write_bytes(bytes(size - 9))
+    assert run("prepare", "llava_v15_mix665k", mix, "--only", "coco", "--dry-run") == 0
+    assert "To fetch: 9 B." in capsys.readouterr().out
+
+
 def test_a_root_that_is_a_file(mix: Path, capsys: pytest.CaptureFixture[str]) -> None:
     mix.write_text("a file")
     assert run("prepare", "llava_v15_mix665k", mix) == 2

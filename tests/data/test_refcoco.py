@@ -141,6 +141,18 @@ def test_only_the_records(coco: Path) -> None:
     assert [path.name for path in (coco / "out").iterdir()] == ["train.json"]
 
 
+def test_a_phrase_without_a_word_makes_no_row(coco: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    refs = coco / "refcoco_annotations" / "refcoco+" / "refs(unc).p"
+    refs.write_bytes(pickle.dumps([ref(1, 9, "dog", " "), ref(2, 9, "")], protocol=2))
+    assert run(coco) == 0
+    assert [record["sents"] for record in json.loads((coco / "out" / "train.json").read_text())].count(" ") == 1
+    for name in ("refer.jsonl", "identify.jsonl"):
+        rows = [json.loads(line) for line in (coco / "out" / name).read_text().splitlines()]
+        assert rows and all(to_conversation(row, "row", coco / "llava_images") for row in rows)
+        assert not any(row["id"].startswith("refcoco+-unc-000000000009-_") for row in rows)
+    assert "2 of them have no word, and make no rows" in capsys.readouterr().err
+
+
 class Evil:
     def __init__(self, function: Any, *args: Any) -> None:
         self.call = function, args

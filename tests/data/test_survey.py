@@ -24,7 +24,8 @@ from tiny import make_data
 from sightline.data import survey as surveying
 from sightline.data.inspect import Source
 from sightline.data.sources import open_rows
-from sightline.data.survey import Survey, survey
+from sightline.data.survey import survey
+from sightline.data.surveyed import ARRAYS, Survey
 from sightline.prompt.prompter import template_named
 from sightline.prompt.tiles import Tiles, square_grids
 
@@ -74,7 +75,7 @@ def again(source: Source, cache: Path) -> Source:
 
 
 def same(one: Survey, other: Survey) -> bool:
-    names = [name for name in surveying._ARRAYS if name != "watched"]
+    names = [name for name in ARRAYS if name != "watched"]
     return all(np.array_equal(getattr(one, name), getattr(other, name)) for name in names)
 
 

@@ -299,7 +299,8 @@ def test_folders_without_pictures(server: Server, tmp_path: Path, capsys: pytest
 
 
 @pytest.mark.parametrize(
-    "flags", [["-n", "0"], ["-n", "two"], ["--extra", "{"], ["--extra", "[]"], ["--extra", '{"n": 2}']]
+    "flags",
+    [["-n", "0"], ["-n", "two"], ["--timeout", "9" * 15], ["--extra", "{"], ["--extra", "[]"], ["--extra", '{"n": 2}']],
 )
 def test_bad_flags(server: Server, folder: Path, flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):

@@ -8,6 +8,7 @@ import pickle
 import random
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -160,6 +161,22 @@ def test_what_is_no_table(tmp_path: Path) -> None:
     assert str(tmp_path / "y.arrow") in refused(tmp_path / "y.arrow")
     pq.write_table(pa.table({"id": pa.array([], pa.string())}), tmp_path / "z.parquet")
     assert "holds no rows" in refused(tmp_path / "z.parquet")
+
+
+def test_a_folder_without_tables_is_asked_what_else_it_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(DataError, match=r"no data set that `save_to_disk` wrote$"):
+        open_table(tmp_path)
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "a.JPG").touch()
+    with pytest.raises(DataError, match="it holds pictures: `sightline data synthesize` has a model write rows about"):
+        open_table(tmp_path)
+    monkeypatch.setattr(Path, "rglob", MagicMock(side_effect=PermissionError(13, "Permission denied", "x")))
+    with pytest.raises(DataError, match=r"cannot be looked through: .*Permission denied: 'x'"):
+        open_table(tmp_path)
+    monkeypatch.undo()
+    (tmp_path / "rows.jsonl").touch()
+    with pytest.raises(DataError, match=f"name a file of rows, such as {tmp_path}/rows.jsonl"):
+        open_table(tmp_path)
 
 
 def test_damage_inside_is_told_with_its_row(tmp_path: Path) -> None:

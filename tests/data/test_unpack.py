@@ -242,3 +242,10 @@ def test_pictures_become_jpg_by_name_alone(tmp_path: Path) -> None:
                               "5.jpg": b"old", "dataset.json": b"{}", "sub/6.jpg": b"six"}  # fmt: skip
     assert (tmp_path / "1.jpg").stat().st_ino == inode  # not a copy
     assert names_to_jpg(tmp_path) == (0, 1)
+
+
+def test_a_zip_at_the_end_of_a_tar_is_one_of_its_files(tmp_path: Path) -> None:
+    inner = zipped(tmp_path / "inner.zip", {"b.jpg": b"two"}).read_bytes()
+    files = {"a.jpg": b"one", "inner.zip": inner}
+    unpack(taped(tmp_path / "a.tar", files, "w"), tmp_path / "images")
+    assert tree(tmp_path / "images") == files

@@ -115,11 +115,6 @@ def test_a_file_of_bad_rows_alone_is_refused(model: FakeModel, tsv: Tsv) -> None
         choice.run(parse("m", "--data-path", str(tsv({"A": ""})), "--skip-bad-rows"))
 
 
-def test_models_in_several_folders_get_a_hint(model: FakeModel, tsv: Tsv) -> None:
-    with pytest.raises(UserError, match="convert yours first"):
-        choice.run(parse("llm", "--llava", "llava", "--visual-encoder", "clip", "--data-path", str(tsv({}))))
-
-
 def test_a_work_dir_that_cannot_be_made_is_named(model: FakeModel, tsv: Tsv, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot make a folder for the results"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -133,6 +134,24 @@ def written(name: str, text: str) -> Callable[[Path], object]:
     return lambda folder: (folder / name).write_text(text, encoding="utf-8")
 
 
+def shallower(folder: Path) -> None:
+    """One layer fewer than the files have: transformers by itself leaves the last one out."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    fewer = {"num_hidden_layers": config["num_hidden_layers"] - 1}
+    (folder / "config.json").write_text(json.dumps(config | fewer), encoding="utf-8")
+
+
+class Command:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, ("run-by-a-pickle",)
+
+
+def pickled(folder: Path) -> None:
+    weights: dict[str, Any] = dict(load_file(folder / "model.safetensors"))
+    (folder / "model.safetensors").unlink()
+    torch.save(weights | {"command": Command()}, folder / "pytorch_model.bin")
+
+
 @pytest.mark.parametrize("part", ["llm", "vision_tower"])
 @pytest.mark.parametrize(
     ("change", "words"),
@@ -147,16 +166,58 @@ def written(name: str, text: str) -> Callable[[Path], object]:
         (cut, "are damaged"),
         (without("layer"), "1 missing, such as"),
         (wider, "in the file and ["),
+        (shallower, "counts fewer layers ("),
+        (pickled, "holds more than weights, and nothing in it is run"),
     ],
-    ids=["gone", "no-config", "no-weights", "broken", "list", "empty", "unknown", "cut", "missing", "wider"],
+    ids=[
+        "gone",
+        "no-config",
+        "no-weights",
+        "broken",
+        "list",
+        "empty",
+        "unknown",
+        "cut",
+        "missing",
+        "wider",
+        "fewer",
+        "pickled",
+    ],
 )
 def test_a_part_that_is_no_model(
-    world: Path, tmp_path: Path, part: str, change: Callable[[Path], object], words: str
+    world: Path,
+    tmp_path: Path,
+    part: str,
+    change: Callable[[Path], object],
+    words: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     folder = shutil.copytree(world / ("llm" if part == "llm" else "tower"), tmp_path / "part")
     change(folder)
     message = refusal(spec(world, **{part: folder}))
     assert words in message and str(folder) in message
+    assert not Path("run-by-a-pickle").exists()
+
+
+@pytest.mark.parametrize(
+    ("part", "file", "changes", "words"),
+    [
+        ("tower", "config.json", {"patch_size": 0}, "pictures of 56 px in patches of 0 px"),
+        ("tower", "config.json", {"image_size": 0}, "pictures of 0 px in patches of 14 px"),
+        ("tower", "preprocessor_config.json", None, "cannot load"),
+        ("llm", "tokenizer_config.json", None, "cannot load"),
+        ("llm", "config.json", {"dtype": "int3"}, "int3"),
+        ("llm", "config.json", {"hidden_act": "nosuch"}, "nosuch"),
+    ],
+)
+def test_settings_that_make_no_sense(
+    world: Path, tmp_path: Path, part: str, file: str, changes: dict[str, Any] | None, words: str
+) -> None:
+    folder = shutil.copytree(world / part, tmp_path / part)
+    now = json.loads((folder / file).read_text(encoding="utf-8"))
+    (folder / file).write_text(json.dumps([] if changes is None else now | changes), encoding="utf-8")
+    assert words in refusal(spec(world, **{"llm" if part == "llm" else "vision_tower": folder}))
 
 
 @pytest.mark.parametrize(
@@ -167,7 +228,9 @@ def test_a_part_that_is_no_model(
         (lambda world: {"llm": world / "run" / "hf"}, "is 'llava', not a language model; to go on with a whole model"),
         (lambda world: {"llm": world / "run"}, "no config.json; the model of this run is in "),
         (lambda world: {"llm": world / "world"}, "no config.json"),
-        (lambda world: {"llm": world / "recipe.yaml"}, "cannot load"),
+        (lambda world: {"llm": world / "recipe.yaml"}, "is a file, not a model folder"),
+        (lambda world: {"projector_from": ""}, "model.projector_from: an empty name"),
+        (lambda world: {"vision_tower": world / "run" / "hf"}, "is a whole model (llava); name the vision tower that"),
         (lambda world: {"vision_feature_layer": 4}, "has 3 layers, so choose 1 to 3, or -1 to -4"),
         (lambda world: {"vision_feature_layer": -5}, "has 3 layers, so choose 1 to 3, or -1 to -4"),
         (lambda world: {"vision_feature_layer": 0}, "has 3 layers, so choose 1 to 3, or -1 to -4"),

@@ -79,6 +79,24 @@ def test_attention_of_another_kind_is_refused(argument: dict[str, Any]) -> None:
     _attend(torch.nn.Module(), *states, None, sample_lengths=LENGTHS, **dict.fromkeys(argument))
 
 
+def test_what_comes_out_can_be_viewed_otherwise() -> None:
+    """As Afmoe and JetMoE do, whose experts take `view` where others say `reshape`."""
+    result, _ = _attend(torch.nn.Module(), *(random_states(4) for _ in range(3)), None, sample_lengths=LENGTHS)
+    assert result.view(1, result.shape[1], -1).shape == (1, result.shape[1], 4 * result.shape[3])
+
+
+def test_a_mask_that_a_model_makes_itself_is_not_passed_over() -> None:
+    states = [random_states(4) for _ in range(3)]
+    with pytest.raises(ModelError, match="makes masks by itself"):
+        _attend(torch.nn.Module(), *states, torch.zeros(1, 4, 1, 22), sample_lengths=LENGTHS)
+
+
+def test_a_model_that_keeps_the_lengths_to_itself_is_refused() -> None:
+    states = [random_states(4) for _ in range(3)]
+    with pytest.raises(ModelError, match="where the samples of a pack end"):
+        _attend(torch.nn.Module(), *states, None)
+
+
 SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 64}
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,9 +13,12 @@ import torch
 from exports import built
 from prompters import seen
 
+from sightline.errors import UserError
+from sightline.model.assemble import check_bits
 from sightline.model.generate import Memory, Sampling, replies, reply
 from sightline.model.load import VLM, load
 from sightline.model.save import save
+from sightline.recipe import ModelRecipe, TuneRecipe
 from sightline.types import ImageRef, Message, Text, ask
 
 NEVER = ("vision_tower", "multi_modal_projector", "lm_head")
@@ -63,6 +68,22 @@ def test_the_layers_of_the_language_model_and_no_others(vlm: VLM, whole: VLM, bi
     }
     assert len(others) > 50
     assert all(torch.equal(ours[name], tensor) for name, tensor in others.items())
+
+
+def test_widths_that_cannot_be_are_refused_before_a_weight_is_read(saved: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(saved, tmp_path / "narrow")
+    (folder / "model.safetensors").unlink()
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config["text_config"]["intermediate_size"] = 96
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    with pytest.raises(UserError, match="has layers of width 96; use a GPU"):
+        load(folder, device="cpu", bits=4)
+    for tune in ({"llm": "qlora"}, {"llm": "frozen", "llm_bits": 4}):
+        with pytest.raises(UserError, match="has layers of width 96; use a GPU"):
+            check_bits(ModelRecipe(from_model=str(folder)), TuneRecipe(**tune), torch.device("cpu"))
+    saved_whole = {"llm": "qlora", "llm_lora": {"modules_to_save": ["down_proj"]}}
+    check_bits(ModelRecipe(from_model=str(folder)), TuneRecipe(**saved_whole), torch.device("cpu"))
+    check_bits(ModelRecipe(from_model=str(folder)), TuneRecipe(llm="qlora"), torch.device("cuda"))
 
 
 def test_nearly_the_same_logits(vlm: VLM, whole: VLM, bits: int, question: Message) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -17,47 +18,56 @@ from sightline.errors import ModelError
 from sightline.model.attention import packed_attention
 from sightline.model.estimate import operations, pairs, parameters, windows
 from sightline.model.estimate_models import blank_model, shipped
+from sightline.model.llm import check_llm
 from sightline.model.tune import apply_tuning
+from sightline.model.vision import checked_tower
 from sightline.recipe import ModelRecipe, OptimRecipe, TuneRecipe
 from sightline.train.loss import PackedLoss
 
 CLIP = "openai/clip-vit-large-patch14-336"
 
 PUBLISHED = {
-    "lmsys/vicuna-7b-v1.5": 6_738_415_616,
-    "lmsys/vicuna-13b-v1.5": 13_015_864_320,
-    "meta-llama/Llama-2-70b-hf": 68_976_648_192,
-    "meta-llama/Meta-Llama-3-8B-Instruct": 8_030_261_248,
+    # The hub's own counts of the released files (`safetensors.total` of huggingface.co/api/models/<name>).
+    "meta-llama/Meta-Llama-3-8B-Instruct": 8_030_261_248,  # its index: total_size 16060522496, two bytes each
     "meta-llama/Meta-Llama-3-70B-Instruct": 70_553_706_496,
+    "meta-llama/Llama-3.1-8B": 8_030_261_248,
     "meta-llama/Llama-3.2-1B-Instruct": 1_235_814_400,
     "meta-llama/Llama-3.2-3B-Instruct": 3_212_749_824,
-    "internlm/internlm2-chat-1_8b": 1_889_110_016,
-    "internlm/internlm2-chat-7b": 7_737_708_544,
-    "internlm/internlm2-chat-20b": 19_861_149_696,
     "microsoft/Phi-3-mini-4k-instruct": 3_821_079_552,
-    "Qwen/Qwen1.5-0.5B-Chat": 463_987_712,
-    "Qwen/Qwen1.5-1.8B-Chat": 1_836_828_672,
-    "Qwen/Qwen1.5-7B-Chat": 7_721_324_544,
-    "Qwen/Qwen2-7B-Instruct": 7_615_616_512,
     "Qwen/Qwen2.5-0.5B-Instruct": 494_032_768,
     "Qwen/Qwen2.5-1.5B-Instruct": 1_543_714_304,
     "Qwen/Qwen2.5-3B-Instruct": 3_085_938_688,
     "Qwen/Qwen2.5-7B-Instruct": 7_615_616_512,
-    "Qwen/Qwen2.5-14B-Instruct": 14_770_033_664,
-    "Qwen/Qwen3-0.6B": 596_049_920,
+    "Qwen/Qwen2.5-32B-Instruct": 32_763_876_352,
+    "Qwen/Qwen2.5-72B-Instruct": 72_706_203_648,
     "Qwen/Qwen3-4B": 4_022_468_096,
     "Qwen/Qwen3-8B": 8_190_735_360,
+    # The hub's less 64 per layer, since the files of Llama 2 hold a table of rotary frequencies in each
+    # (6738417664, 13015866880 and 68976653312); Vicuna has the same shapes.
+    "lmsys/vicuna-7b-v1.5": 6_738_417_664 - 32 * 64,
+    "lmsys/vicuna-13b-v1.5": 13_015_866_880 - 40 * 64,
+    "meta-llama/Llama-2-70b-hf": 68_976_653_312 - 80 * 64,
+    # The hub's of InternLM2.5, which has the same shapes.
+    "internlm/internlm2-chat-1_8b": 1_889_110_016,
+    "internlm/internlm2-chat-7b": 7_737_708_544,
+    "internlm/internlm2-chat-20b": 19_861_149_696,
+    # Of the quantised files (`general.parameter_count`).
+    "Qwen/Qwen2.5-14B-Instruct": 14_770_033_664,
     "mistralai/Mistral-7B-Instruct-v0.2": 7_241_732_096,
+    # KerasHub's presets.
     "google/gemma-2b-it": 2_506_172_416,
     "google/gemma-7b-it": 8_537_680_896,
-    CLIP: 303_507_456,
+    # Counted by others after loading the released weights.
+    "Qwen/Qwen1.5-7B-Chat": 7_721_324_544,
+    "Qwen/Qwen3-0.6B": 596_049_920,
+    CLIP: 303_507_456,  # mteb, of mlcd-vit-large-patch14-336, which has the same shapes
     "openai/clip-vit-large-patch14": 303_179_776,
     "google/siglip-so400m-patch14-384": 428_225_600,
     "facebook/dinov2-base": 86_580_480,
     "facebook/dinov2-large": 304_368_640,
     "facebook/dinov2-giant": 1_136_480_768,
 }
-"""As the model pages of the hub state them (tensors of the released files; of tied ones, each once)."""
+"""Language models with their head, tied tensors once; vision models without a classifier."""
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -67,6 +77,34 @@ def test_parameters_are_exactly_the_published_ones(name: str) -> None:
     with torch.device("meta"):
         model = (AutoModelForCausalLM if kind == "llm" else AutoModel).from_config(config)
     assert sum(parameter.numel() for parameter in model.parameters()) == PUBLISHED[name]
+
+
+def by_hand(c: dict[str, Any]) -> int:
+    """Llama, its like and Phi-3: what their configurations say, multiplied out."""
+    h, heads, kv = c["hidden_size"], c["num_attention_heads"], c["num_key_value_heads"]
+    d = c.get("head_dim") or h // heads
+    layer = 2 * h * heads * d + 2 * h * kv * d + 3 * h * c["intermediate_size"] + 2 * h
+    layer += (heads + 2 * kv) * d if c["model_type"] == "qwen2" else 0  # biases of q, k and v
+    layer += (heads + 2 * kv) * d + h if c.get("attention_bias") else 0  # InternLM: also of o
+    layer += 2 * d if c["model_type"] == "qwen3" else 0  # norms of q and k
+    tables = 1 if c["tie_word_embeddings"] else 2
+    return int(c["num_hidden_layers"] * layer + h + tables * c["vocab_size"] * h)
+
+
+@pytest.mark.parametrize("name", shipped()["llm"])
+def test_language_models_have_the_parameters_of_their_configurations(name: str) -> None:
+    settings = shipped()["llm"][name]["config"]
+    config = AutoConfig.for_model(**settings)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    assert sum(parameter.numel() for parameter in model.parameters()) == by_hand(settings)
+
+
+def test_what_is_shipped_can_be_assembled() -> None:
+    for name, entry in shipped()["llm"].items():
+        check_llm(AutoConfig.for_model(**entry["config"] | {"num_hidden_layers": 2}), name)
+    for name, entry in shipped()["vision_tower"].items():
+        checked_tower(AutoConfig.for_model(**entry["config"]), name, -2)
 
 
 def test_a_whole_model_of_shipped_names() -> None:
@@ -87,10 +125,42 @@ def test_next_has_tiles_and_a_newline() -> None:
 
 
 @pytest.mark.parametrize(
-    ("tower", "tokens"), [("google/siglip-so400m-patch14-384", 729), ("facebook/dinov2-large", 1369)]
+    ("tower", "tokens"),
+    [
+        ("google/siglip-so400m-patch14-384", 729),
+        ("facebook/dinov2-large", 1369),
+        ("facebook/dinov2-with-registers-large", 1369 + 4),  # LLaVA drops the class token alone; registers stay
+    ],
 )
 def test_image_tokens_of_other_towers(tower: str, tokens: int) -> None:
     assert blank_model(ModelRecipe(llm="Qwen/Qwen2.5-0.5B-Instruct", vision_tower=tower)).tokens_per_image == tokens
+
+
+REFUSED = {
+    "gpt2": ("llm", "embed_tokens, where transformers' LLaVA looks for them"),
+    "mamba": ("llm", "computes attention in a way of its own"),
+    "gemma2": ("llm", "caps the scores of attention"),
+    "t5": ("llm", "is 't5', not a language model"),
+    "llava": ("llm", "is 'llava', not a language model"),
+    "qwen2_vl": ("from_model", "is 'qwen2_vl', not a LLaVA or LLaVA-NeXT"),
+    "vit": ("vision_tower", "is 'vit', not a vision tower that Sightline knows"),
+    "siglip2": ("vision_tower", "is a SigLIP 2 of free resolution"),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_what_assembling_refuses_is_refused_here_in_the_same_words(kind: str, tmp_path: Path) -> None:
+    key, said = REFUSED[kind]
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}))
+    parts = {"llm": "lmsys/vicuna-7b-v1.5", "vision_tower": CLIP} if key != "from_model" else {}
+    with pytest.raises(ModelError, match=said) as error:
+        blank_model(ModelRecipe(**parts | {key: str(tmp_path)}))
+    assert str(error.value).startswith(f"model.{key}: ") and "\n" not in str(error.value)
+
+
+def test_a_layer_that_the_tower_does_not_have() -> None:
+    with pytest.raises(ModelError, match=r"^model\.vision_feature_layer -99: openai/clip.* has 24 layers"):
+        blank_model(ModelRecipe(llm="lmsys/vicuna-7b-v1.5", vision_tower=CLIP, vision_feature_layer=-99))
 
 
 def test_an_unknown_name_is_an_error_in_one_line(tmp_path: Path) -> None:

@@ -12,7 +12,12 @@ from sightline.model.flags import load_model, model_flags
 
 @pytest.mark.parametrize(
     ("flags", "words"),
-    [(["--stop-words", "END", ""], "--stop-words: an empty text"), (["--llava", "x"], "convert yours first")],
+    [
+        (["--stop-words", "END", ""], "--stop-words: an empty text"),
+        (["--llava", "./x"], "no model folder ./x"),
+        (["--visual-encoder", "x"], "--visual-encoder goes with --llava DIR"),
+        (["--visual-select-layer", "-2"], "--visual-select-layer goes with --llava DIR"),
+    ],
 )
 def test_refused_before_anything_is_loaded(flags: list[str], words: str) -> None:
     parser = argparse.ArgumentParser()

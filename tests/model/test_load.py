@@ -199,7 +199,7 @@ def test_names_that_are_no_folders(name: str) -> None:
 
 
 def test_a_file_is_no_folder(saved: Path) -> None:
-    with pytest.raises(ModelError, match="cannot load"):
+    with pytest.raises(ModelError, match="is a file, not a model folder"):
         load(saved / "model.safetensors", device="cpu")
 
 

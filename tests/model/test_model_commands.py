@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from test_llamafy import IDS, original
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 
 from sightline.cli import main
+from sightline.errors import ModelError
+from sightline.model import llm
 from sightline.model.load import load
 from sightline.recipe import load_recipe
 from sightline.train.loop import train
@@ -38,10 +41,10 @@ def test_a_model_without_training(world: Path, tmp_path: Path, capsys: pytest.Ca
 
 @pytest.mark.parametrize("dtype", [None, "float16"])
 def test_the_number_format_is_the_language_models(world: Path, tmp_path: Path, dtype: str | None) -> None:
-    llm = tiny.make_llm(tmp_path / "llm")
-    model: Any = AutoModelForCausalLM.from_pretrained(llm, dtype=torch.bfloat16)
-    model.save_pretrained(llm)
-    words = ["assemble", "--llm", str(llm), "--vision-tower", str(world / "tower"), "--out", str(tmp_path / "out")]
+    folder = tiny.make_llm(tmp_path / "llm")
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+    model.save_pretrained(folder)
+    words = ["assemble", "--llm", str(folder), "--vision-tower", str(world / "tower"), "--out", str(tmp_path / "out")]
     assert main([*words, *(["--dtype", dtype] if dtype else [])]) == 0
     kinds = {tensor.dtype for tensor in load_file(tmp_path / "out" / "model.safetensors").values()}
     assert kinds == {torch.float16 if dtype else torch.bfloat16}
@@ -64,6 +67,7 @@ def test_a_new_projector_is_drawn_from_the_seed(world: Path, tmp_path: Path) -> 
         (["--vision-feature-layer", "9"], "has 3 layers"),
         (["--out", "/proc/nowhere/out"], "cannot write"),
         (["--out", "FILE"], "is there already"),
+        (["--out", "FILE/below"], "no folder that you may write to"),
     ],
 )
 def test_what_cannot_be_assembled(
@@ -72,10 +76,77 @@ def test_what_cannot_be_assembled(
     (tmp_path / "file").touch()
     values = {"LLM": str(world / "llm"), "FILE": str(tmp_path / "file")}
     typed = ["assemble", "--llm", str(world / "llm"), "--vision-tower", str(world / "tower")]
-    code = main([*typed, "--out", str(tmp_path / "out"), *(values.get(word, word) for word in change)])
+    for name, value in values.items():
+        change = [word.replace(name, value) for word in change]
+    code = main([*typed, "--out", str(tmp_path / "out"), *change])
     assert code == 2 and not (tmp_path / "out").exists()
     error = capsys.readouterr().err
     assert words in error and "Traceback" not in error
+
+
+def test_a_name_that_is_empty(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["assemble", "--llm", "", "--vision-tower", str(world / "tower"), "--out", str(tmp_path / "out")])
+    assert "argument --llm: the name is empty" in capsys.readouterr().err
+
+
+def test_a_link_to_another_disk_stays_one(world: Path, tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    out = tmp_path / "out"
+    out.symlink_to(tmp_path / "disk")
+    typed = ["assemble", "--llm", str(world / "llm"), "--vision-tower", str(world / "tower"), "--out", str(out)]
+    assert main(typed) == 0
+    assert out.is_symlink() and (tmp_path / "disk" / "model.safetensors").is_file()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["disk", "out"]
+
+
+DAMAGED: dict[str, tuple[str, str]] = {
+    "missing": ("model-00002-of-00003.safetensors", "1 files of its weights are missing (model-00002-of-00003.safe"),
+    "{": ("model.safetensors.index.json", "index.json is damaged"),
+    "[]": ("model.safetensors.index.json", "index.json is damaged"),
+    '{"weight_map": {"a": 5}}': ("model.safetensors.index.json", "index.json is damaged"),
+    "null": ("config.json", "is something else (see its config.json)"),
+    '{"added_tokens_decoder": []}': ("tokenizer_config.json", "cannot load"),
+    "{}": ("tokenizer.json", "cannot load"),
+}
+
+
+@pytest.mark.parametrize("text", DAMAGED)
+def test_a_damaged_internlm2(tmp_path: Path, text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    original(tmp_path / "in", "internlm2", files=3)
+    file, words = DAMAGED[text]
+    (tmp_path / "in" / file).unlink(missing_ok=True)
+    if text != "missing":
+        (tmp_path / "in" / file).write_text(text, encoding="utf-8")
+    assert main(["llamafy", str(tmp_path / "in"), str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert words in error and error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_cache_that_cannot_be_written(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original(tmp_path / "in", "internlm2")
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("SIGHTLINE_CACHE", str(tmp_path / "file" / "cache"))
+    with pytest.raises(ModelError, match="by the environment variable SIGHTLINE_CACHE"):
+        put_together(spec(world, llm=tmp_path / "in"))
+
+
+@pytest.mark.parametrize("form", ["safetensors", "bin"])
+def test_an_internlm2_of_the_hub_is_fetched_whole(tmp_path: Path, form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its index is JSON and comes along with the configuration: that is no reason to leave out the weights."""
+    original(tmp_path / "hub", "internlm2", files=2, form=form)
+
+    def fetch(name: str, *, allow_patterns: list[str]) -> str:
+        (tmp_path / "cache").mkdir(exist_ok=True)
+        for pattern in allow_patterns:
+            for file in (tmp_path / "hub").glob(pattern):
+                shutil.copy(file, tmp_path / "cache")
+        return str(tmp_path / "cache")
+
+    monkeypatch.setattr(llm, "snapshot_download", fetch)
+    folder = llm.fetched("internlm/internlm2-7b", weights=True)
+    assert {file.name for file in folder.iterdir()} == {file.name for file in (tmp_path / "hub").iterdir()}
 
 
 def test_llamafy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -83,9 +154,9 @@ def test_llamafy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["llamafy", str(tmp_path / "in"), str(tmp_path / "out"), "--max-shard-size", "0.05MB"]) == 0
     assert capsys.readouterr().out.strip() == str(tmp_path / "out")
     assert (tmp_path / "out" / "model.safetensors.index.json").is_file()
-    llm: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    model: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     wanted = llama_like.internlm2_logits(tensors, IDS, llama_like.config("internlm2"), 10000.0)
-    torch.testing.assert_close(llm(IDS[None]).logits[0], wanted, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(model(IDS[None]).logits[0], wanted, rtol=1e-5, atol=1e-5)
     assert len(AutoTokenizer.from_pretrained(tmp_path / "out")) > 400
 
 

@@ -16,6 +16,7 @@ from exports import conversations, ours
 from PIL import Image
 from prompters import seen
 from safetensors import safe_open
+from safetensors.torch import save_file
 from test_elsewhere import ELSEWHERE
 from transformers import AutoProcessor, SiglipVisionConfig, SiglipVisionModel
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
@@ -220,6 +221,33 @@ def test_the_newline_comes_with_the_projector(
     assert torch.equal(found.model.image_newline, vlm.model.model.image_newline) is with_newline
     said = " ".join(capsys.readouterr().err.split())
     assert ("image_newline: from" if with_newline else "image_newline: new, for there is none in") in said
+
+
+@pytest.mark.parametrize("place", ["run/learned", "run", "mm_projector.bin", "iter_4.pth"])
+def test_the_newline_is_read_wherever_a_projector_is(parts: Path, vlm: VLM, tmp_path: Path, place: str) -> None:
+    newline, layers = vlm.model.model.image_newline.detach(), vlm.model.model.multi_modal_projector.state_dict()
+    state = {f"model.multi_modal_projector.{name}": tensor for name, tensor in layers.items()}
+    state["model.image_newline"] = newline
+    if place.startswith("run"):
+        (tmp_path / "run" / "learned").mkdir(parents=True)
+        save_file(state, tmp_path / "run" / "learned" / "weights.safetensors")
+    else:
+        torch.save(state if place.endswith("bin") else {"state_dict": state}, tmp_path / place)
+    found = made(spec(parts, next=True, projector_from=str(tmp_path / place))).model.model
+    assert torch.equal(found.image_newline, newline) and found.image_newline.requires_grad
+    assert torch.equal(found.multi_modal_projector.linear_1.weight, layers["linear_1.weight"])
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"), [(torch.ones(7), "it is [7], not [64]"), (torch.ones(64).log() / 0, "not finite")]
+)
+def test_a_newline_that_does_not_fit(parts: Path, vlm: VLM, tmp_path: Path, wrong: torch.Tensor, words: str) -> None:
+    layers = vlm.model.model.multi_modal_projector.state_dict()
+    state = {f"multi_modal_projector.{name}": tensor for name, tensor in layers.items()} | {"image_newline": wrong}
+    save_file(state, tmp_path / "model.safetensors")
+    with pytest.raises(ModelError, match="the image_newline of ") as error:
+        made(spec(parts, next=True, projector_from=str(tmp_path)))
+    assert words in str(error.value)
 
 
 REFUSED = {

@@ -60,7 +60,7 @@ def test_a_projector_with_a_part_missing(world: Path, tmp_path: Path) -> None:
     save_file({"multi_modal_projector.linear_1.weight": torch.zeros(64, 32)}, tmp_path / "model.safetensors")
     message = refusal(spec(world, projector_from=tmp_path))
     assert "linear_1.bias is missing; linear_2.weight is missing; linear_2.bias is missing" in message
-    assert "it has 1 layers; model.projector_depth is 2" in message
+    assert "its depth is 1; model.projector_depth is 2" in message
 
 
 OTHERS = {
@@ -174,9 +174,42 @@ def test_projectors_of_all_depths(world: Path, tmp_path: Path, depth: int, capsy
     assert same(projector(put_together(spec(world, projector_depth=depth, projector_from=folder))), own)
     other = 1 + depth % 4
     message = refusal(spec(world, projector_depth=other, projector_from=folder))
-    assert f"(it has {depth} layers; model.projector_depth is {other})" in message
+    assert f"(its depth is {depth}; model.projector_depth is {other})" in message
     whole = spec(world, llm=None, vision_tower=None, from_model=folder)
     assert same(projector(put_together(whole)), own)
+
+
+def as_llava(world: Path, **changes: Any) -> dict[Any, Any]:
+    """What LLaVA writes as mm_projector.bin; here with a few changes."""
+    names = {"linear_1": "0", "linear_2": "2"}
+    own = projector(put_together(spec(world)))
+    state = {f"model.mm_projector.{names[name[:8]]}{name[8:]}": tensor for name, tensor in own.items()}
+    return {**state, **changes}
+
+
+WRONG: dict[str, tuple[dict[Any, Any], str]] = {
+    "not finite": (
+        {"model.mm_projector.2.bias": torch.full((64,), float("nan"))},
+        "linear_2.bias has entries that are",
+    ),
+    "whole numbers": ({"model.mm_projector.2.bias": torch.ones(64, dtype=torch.int8)}, "linear_2.bias is of int8"),
+    "two": ({"multi_modal_projector.linear_2.bias": torch.ones(64)}, "more than one projector (two of linear_2.bias)"),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_a_projector_that_is_none(world: Path, tmp_path: Path, what: str) -> None:
+    changes, words = WRONG[what]
+    torch.save(as_llava(world, **changes), tmp_path / "mm_projector.bin")
+    assert words in refusal(spec(world, projector_from=tmp_path / "mm_projector.bin"))
+
+
+def test_what_else_lies_beside_it_is_left(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    state = as_llava(world, **{"model.image_newline": torch.ones(64)}) | {7: torch.ones(1)}
+    torch.save(state, tmp_path / "mm_projector.bin")
+    (tmp_path / "checkpoints.bin").mkdir()
+    put_together(spec(world, projector_from=tmp_path))
+    assert "left over there: 1 of image_newline" in " ".join(capsys.readouterr().err.split())
 
 
 def test_a_linear_projector_of_llava(world: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 import time
 import zlib
@@ -133,3 +134,14 @@ def test_names_in_messages_are_short() -> None:
     assert name_of(ImageRef("a.jpg")) == "a.jpg"
     assert name_of(ImageRef(b"123")) == "<3 bytes>"
     assert len(name_of(ImageRef("data:image/png;base64," + "A" * 100_000))) < 70
+
+
+def test_what_never_ends_is_not_opened(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    for look in (check_image, open_image, hold_image):
+        assert said(ImageRef("pipe.png", str(tmp_path)), look) == f"image pipe.png is no file: {tmp_path / 'pipe.png'}"
+
+
+def test_a_side_of_a_million_would_be_padded_to_a_square_of_it() -> None:
+    assert "65,535" in said(ImageRef(saved(Image.new("L", (1, 65_536)), "PNG")), check_image)
+    assert check_image(ImageRef(saved(Image.new("L", (1, 65_535)), "PNG"))) == (1, 65_535)

@@ -174,6 +174,9 @@ def test_where_there_is_no_place_for_a_system_prompt() -> None:
         (CHATML + "{{ strftime_now('%d') }}", "today's date"),
         ("{{ nothing.here }}", "it does not render"),
         ("{% for %}", "it does not render"),
+        ("{{ 1 / 0 }}", "it does not render: division by zero"),
+        ("{% for i in range(10**9) %}x{% endfor %}", "it does not render: Range too big"),
+        ("{% macro a() %}{{ a() }}{% endmacro %}{{ a() }}", "it does not render: maximum recursion"),
         # Qwen3: the last answer gets an empty thought in front, the earlier ones do not.
         (
             "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + ('<think>\n\n</think>\n\n' if loop.last and "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from sightline.prompt.paint import folded, printable
+from sightline.prompt.paint import folded, printable, printable_lines
 
 
 def test_folded() -> None:
@@ -14,4 +14,5 @@ def test_folded() -> None:
 
 def test_control_characters_are_escapes() -> None:
     assert printable("a\x1b[2Jb\nc\u202ed") == r"a\x1b[2Jb\nc\u202ed"
+    assert printable_lines("a\x1b[2Jb\nc\u202ed\r\n") == "a\\x1b[2Jb\nc\\u202ed\\r\n"
     assert printable("Wo ist das Haus? 房子, ½ \U0001f600") == "Wo ist das Haus? 房子, ½ \U0001f600"

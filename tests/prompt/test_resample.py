@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -103,3 +104,14 @@ def test_another_pillow_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
         assert not module._as_pillow()
     finally:
         module._as_pillow.cache_clear()
+
+
+def test_a_narrow_picture_takes_no_more_memory_than_its_results() -> None:
+    picture = noise(2, 20_000)
+    task = axis(2, 20_000, 336), axis(20_000, 20_000, 336)
+    tracemalloc.start()
+    resample(picture, *task, COLOUR)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    between = 20_000 * 3 * 336
+    assert most < 3 * between

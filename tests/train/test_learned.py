@@ -16,7 +16,7 @@ import pytest
 import tiny
 import torch
 from runs import Interrupted, contents, until
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tuned import PROJECTOR, TEXT, expected, tuning, write_world
 
 from sightline import cli
@@ -256,6 +256,29 @@ def test_where_a_whole_model_is_needed_it_is_said(
     assert code == 2 and "make a whole model of it with sightline convert merge" in err.splitlines()[-1]
     code, _, err = command(capsys, "chat", run, "--bits", 8)
     assert code == 2 and "was learned on whole weights" in err and "sightline convert merge" in err
+
+
+def not_finite(learned: Path) -> None:
+    weights = load_file(learned / "weights.safetensors")
+    name = min(name for name in weights if "lora_B" in name)
+    (learned / "weights.safetensors").unlink()
+    save_file({**weights, name: weights[name] * float("nan")}, learned / "weights.safetensors")
+
+
+def another_note(learned: Path) -> None:
+    state = json.loads((learned / "state.json").read_text(encoding="utf-8"))
+    (learned / "state.json").unlink()
+    (learned / "state.json").write_text(json.dumps(state | {"base": {"llm": 5}}), encoding="utf-8")
+
+
+@pytest.mark.parametrize(("change", "words"), [(not_finite, "entries that are not finite"), (another_note, "its base")])
+def test_contents_that_are_none(
+    finished: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], change: Callable[[Path], None], words: str
+) -> None:
+    run = shutil.copytree(finished("lora")[0], tmp_path / "run")
+    change(run / "learned")
+    code, _, err = command(capsys, "chat", run)
+    assert code == 2 and "is damaged" in err.splitlines()[-1] and words in err.splitlines()[-1]
 
 
 @pytest.mark.parametrize("name", ["weights.safetensors", "recipe.yaml", "state.json"])

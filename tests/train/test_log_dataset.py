@@ -100,3 +100,15 @@ def test_a_length_that_the_model_does_not_have(recipe: Path, capsys: pytest.Capt
 def test_a_recipe_that_does_not_exist(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(UserError):
         printed(capsys, "no/such/recipe.yaml")
+
+
+def test_nothing_that_a_row_holds_steers_the_terminal(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    turns = [{"from": "human", "value": "What\x1b[31m?"}, {"from": "gpt", "value": "A\nline\u202e."}]
+    (tmp_path / "data.json").write_text(json.dumps([{"id": "\x1b[2J", "conversations": turns}]))
+    data = f"data.0.path={tmp_path / 'data.json'}"
+    text = printed(capsys, recipe, data, "--show", "all")
+    assert "(id '\\x1b[2J')" in text and "What\\x1b[31m? ASSISTANT:⟦ A\nline\\u202e.</s>⟧\n" in text
+    assert text.count("⟦ A\nline\\u202e.</s>⟧\n") == 2
+    assert all(char.isprintable() for char in text.replace("\n", ""))

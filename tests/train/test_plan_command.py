@@ -21,7 +21,7 @@ from sightline.train import forecast
 from sightline.train.forecast import packs_of
 from sightline.train.plan_page import PROMISED
 from sightline.train.plan_rows import guess_rows, told
-from sightline.train.rehearse import rehearse, tuned
+from sightline.train.rehearse import PackShape, rehearse, tuned
 
 
 def planned(capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, Any]:
@@ -148,9 +148,33 @@ def test_the_two_packs_that_may_need_most() -> None:
         (("llava_v15_7b_pretrain", "--gpus", "0"), "--gpus 0: at least 1"),
         (("llava_v15_7b_pretrain", "--images", "-1"), "--images -1: not below 0"),
         (("llava_v15_7b_pretrain", "model.llm=/no/such/model"), "model.llm: no model folder /no/such/model"),
+        (("llava_v15_7b_pretrain", "model.vision_feature_layer=-99"), "model.vision_feature_layer -99: openai/clip"),
+        (("llava_v15_7b_pretrain", "batch.max_length=576"), "batch.max_length 576: a picture alone takes 576 tokens"),
+        (("llava_v15_7b_pretrain", "batch.pack_tokens=300000"), "batch.pack_tokens 300000: a forecast goes up to"),
+        (("llava_v15_7b_pretrain", "--gpu", ""), "--gpu : not known"),
+        (("llava_v15_7b_pretrain", "data.0.use=nix"), "no known set of data is called 'nix'"),
         (("no_such_recipe",), "no_such_recipe"),
         (("llava_v15_7b_pretrain", "tune.llm=half"), "tune.llm"),
     ],
 )
 def test_bad_input_in_one_line(capsys: pytest.CaptureFixture[str], words: tuple[str, ...], said: str) -> None:
     assert said in refused(capsys, *words)
+
+
+EXPERTS = {"model_type": "mixtral", "num_local_experts": 8, "num_experts_per_tok": 2, "num_hidden_layers": 4}
+
+
+def test_a_mixture_of_experts_is_refused_before_it_is_rehearsed(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(EXPERTS))
+    assert "(mixtral) is a mixture of experts" in refused(capsys, "llava_v15_7b_finetune", f"model.llm={tmp_path}")
+
+
+def test_a_model_with_windows_and_full_attention_is_rehearsed(tmp_path: Path) -> None:
+    """transformers builds no mask for sliding layers that have lost their window."""
+    settings = {"model_type": "gemma3_text", "num_hidden_layers": 8, "hidden_size": 64, "intermediate_size": 128}
+    settings |= {"num_attention_heads": 4, "num_key_value_heads": 1, "head_dim": 16, "vocab_size": 1000}
+    (tmp_path / "config.json").write_text(json.dumps(settings | {"sliding_window": 16}))
+    recipe = load_recipe("llava_v15_7b_finetune", [f"model.llm={tmp_path}"])
+    assert rehearse(recipe, PackShape((700,), 100, 1), torch.bfloat16).activations > 0

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -17,6 +20,7 @@ from sightline.model.load import VLM, load
 from sightline.model.tiny import tiny
 from sightline.prompt.templates import TEMPLATES
 from sightline.recipe import Recipe, load_recipe
+from sightline.train import command
 from sightline.train.loop import train
 from sightline.types import ImageRef, ask
 
@@ -131,6 +135,39 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     assert (run / "hf" / "config.json").is_file() and len(losses(run)) == 3
     assert cli.main(command) == 2
     assert "already holds a run" in capsys.readouterr().err
+
+
+def test_two_ranks_share_one_set_of_stand_ins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe, folder = load_recipe("llava_v15_7b_pretrain", ["engine.device=cpu"]), tmp_path / "stand-ins"
+    made = command._small(recipe, folder)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setattr("sightline.model.tiny.tiny", None)  # the second one makes nothing
+    assert command._small(recipe, folder) == made == load_recipe(str(folder / "recipe.yaml"))
+
+
+@pytest.mark.slow
+def test_two_ranks_try_a_recipe(tmp_path: Path) -> None:
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "sightline"]
+    words = ["train", "llava_v15_7b_finetune_lora", "--tiny", "engine.device=cpu", "--work-dir", str(tmp_path)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*start, *words], capture_output=True, text=True, env=environment, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert len(losses(tmp_path)) == 3 and (tmp_path / "hf" / "config.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("data.0.use=nix", "data.0.use: no known set of data is called 'nix'"),
+        ("model.vision_feature_layer=-99", "model.vision_feature_layer -99: openai/clip"),
+    ],
+)
+def test_what_the_whole_run_would_refuse_is_refused_here_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], override: str, said: str
+) -> None:
+    words = ["train", "llava_v15_7b_pretrain", "--tiny", "engine.device=cpu", "--work-dir", str(tmp_path)]
+    assert cli.main([*words, override]) == 2
+    assert said in capsys.readouterr().err
 
 
 def test_a_model_that_nobody_knows_is_refused(tmp_path: Path) -> None:

@@ -137,7 +137,7 @@ def test_dora_begins_as_nothing_and_merges_exactly(path: Path) -> None:
 @pytest.mark.parametrize("llm", ["lora", "qlora"])
 def test_modules_that_learn_in_full_beside_adapters(path: Path, llm: str) -> None:
     saved = ["tune.llm_lora.modules_to_save=[embed_tokens, lm_head, layers.0.mlp]"]
-    saved += ["tune.vision_lora.modules_to_save=[pre_layrnorm, fc1, post_layernorm]"]
+    saved += ["tune.vision_lora.modules_to_save=[pre_layrnorm, fc1]"]
     vlm, dataset, engine, _ = set_up(path, *tuning(path, llm, "lora", "full"), *saved)
     names = {name for name in expected(llm, "lora", "full") if f"{TEXT}layers.0.mlp" not in name and "fc1" not in name}
     names |= {f"{TEXT}layers.0.mlp.{name}_proj.weight" for name in ("gate", "up", "down")}
@@ -155,6 +155,9 @@ def test_modules_that_learn_in_full_beside_adapters(path: Path, llm: str) -> Non
     [
         ("tune.llm_lora.modules_to_save=[head]", "tune.llm_lora.modules_to_save: no module is named head; there are: "),
         ("tune.vision_lora.modules_to_save=[x]", "tune.vision_lora.modules_to_save: no module is named x; there are: "),
+        ("tune.llm_lora.modules_to_save=['']", "tune.llm_lora.modules_to_save: no module is named ''; there are: "),
+        ("tune.llm_lora.modules_to_save=[rotary_emb]", "tune.llm_lora.modules_to_save: nothing of rotary_emb can"),
+        ("tune.vision_lora.modules_to_save=[post_layernorm]", "tune.vision_lora.modules_to_save: nothing of post_laye"),
         ("tune.llm_lora.target_modules=[fc1]", "tune.llm_lora.target_modules: no linear layer is named fc1; there are"),
         ("tune.vision_lora.target_modules=[q]", "tune.vision_lora.target_modules: no linear layer is named q; there a"),
         ("tune.freeze_layers=3", "tune.freeze_layers: 3, but the language model has 2 layers"),
@@ -173,6 +176,14 @@ def test_targets_by_a_longer_name(path: Path) -> None:
     vlm, _, _, _ = set_up(path, *tuning(path, "lora", "frozen", "frozen"), target)
     wanted = ("layers.1.self_attn.q_proj.", "layers.0.mlp.down_proj.", "layers.1.mlp.down_proj.")
     assert learners(vlm) == {name for name in expected("lora", "frozen", "frozen") if any(w in name for w in wanted)}
+
+
+@pytest.mark.parametrize("llm", ["lora", "qlora"])
+def test_what_is_saved_in_full_lies_above_the_frozen_layers(path: Path, llm: str) -> None:
+    saved = ["tune.freeze_layers=1", "tune.llm_lora.modules_to_save=[input_layernorm, up_proj]"]
+    vlm, _, _, _ = set_up(path, *tuning(path, llm, "frozen", "frozen"), *saved)
+    own = {f"{TEXT}layers.1.{name}.weight" for name in ("input_layernorm", "mlp.up_proj")}
+    assert {name for name in learners(vlm) if "lora_" not in name} == own
 
 
 @pytest.mark.parametrize("llm", ["full", "lora", "qlora"])

@@ -1,4 +1,4 @@
-"""A checkpoint of a run -> a Hugging Face directory."""
+"""A checkpoint of a run, by its recipe -> a source to convert; adapters become part of the weights."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from typing import Any
 
 import torch
 
+from sightline.convert.source import Source
+from sightline.convert.tensors import stored
 from sightline.errors import CheckpointError
 from sightline.model.restore import learned_folder, recipe_of, restore
-from sightline.model.save import save
+from sightline.model.save import hub_state
 from sightline.model.weights import STATE, find_checkpoint
 from sightline.recipe import Recipe, differences
 from sightline.runtime import pick_device, pick_dtype, say
@@ -19,41 +21,35 @@ PLACES = ("llm", "vision_tower", "from_model", "projector_from")
 """Values of the model's section that say where something lies: it may have been moved since."""
 
 
-def checkpoint_to_hf(recipe: Recipe, checkpoint: Path, out: Path, *, fp32: bool, max_shard_size: str) -> Path:
-    """Put the model of a recipe together, load what a checkpoint has learned, merge adapters and save it.
+def source_of(recipe: Recipe, checkpoint: Path, *, fp32: bool) -> Source:
+    """Put the model of a recipe together, load what a checkpoint has learned, and merge adapters.
 
-    Raises CheckpointError when the checkpoint is damaged or of another recipe, or `out` is not to be written to.
+    `checkpoint` is a folder of ours, or a file or folder of XTuner's. Raises CheckpointError when it is damaged or of
+    another recipe.
     """
-    _check_folder(out)
-    folder = find_checkpoint(checkpoint)
+    if _is_of_xtuner(checkpoint):
+        from sightline.convert import pth
+
+        return pth.read(checkpoint, recipe)
+    folder = learned_folder(checkpoint) or find_checkpoint(checkpoint)
     _check_recipe(folder, recipe)
     dtype = torch.float32 if fp32 else _dtype(recipe)
     vlm = restore(folder, recipe, dtype=dtype)
-    try:
-        return save(vlm, out, dtype=dtype, max_shard_size=max_shard_size)
-    except OSError as error:
-        raise _not_writable(out, error) from error
+    state = hub_state(vlm.model.state_dict(), vlm.model.config, moved=False)
+    tensors = {name: stored(tensor.detach()) for name, tensor in state.items()}
+    # What has learned is still in float32.
+    return Source(folder, "what a run of Sightline has learned", vlm.model.config, vlm.prompter, tensors).to(dtype)
 
 
-def merge(source: Path, out: Path, *, fp32: bool, max_shard_size: str) -> Path:
+def source_of_run(path: Path) -> Source:
     """The same by the recipe that lies in the folder: a run, its `learned` folder or a checkpoint."""
-    folder = learned_folder(source) or find_checkpoint(source)
-    return checkpoint_to_hf(recipe_of(folder), folder, out, fp32=fp32, max_shard_size=max_shard_size)
+    folder = learned_folder(path) or find_checkpoint(path)
+    return source_of(recipe_of(folder), folder, fp32=False)
 
 
-def _check_folder(out: Path) -> None:
-    """Now rather than after minutes of loading."""
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        taken = not out.name or (out.exists() and any(out.iterdir()))
-    except OSError as error:
-        raise _not_writable(out, error) from error
-    if taken:
-        raise CheckpointError(f"{out} is there already; name a folder that is new or empty")
-
-
-def _not_writable(out: Path, error: OSError) -> CheckpointError:
-    return CheckpointError(f"cannot write {out}: {error.strerror}; choose another folder")
+def _is_of_xtuner(path: Path) -> bool:
+    """A file of mmengine, or a folder of DeepSpeed."""
+    return path.is_file() or any(path.glob("**/*model_states.pt"))
 
 
 def _check_recipe(folder: Path, recipe: Recipe) -> None:

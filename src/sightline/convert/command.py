@@ -1,42 +1,142 @@
-"""`sightline convert`: a checkpoint of a run becomes a model directory that other programs load."""
+"""`sightline convert`: a model in one format becomes one in another; XTuner's pth_to_hf and merge are kinds of it."""
 
 from __future__ import annotations
 
 import argparse
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sightline.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+    from sightline.convert.source import Source
+    from sightline.convert.verify import Proof
+
+USAGE = """sightline convert [-h] IN OUT --to FORMAT
+       sightline convert pth_to_hf RECIPE CHECKPOINT OUT [--save-format FORMAT]
+       sightline convert merge RUN OUT [--save-format FORMAT]
+       sightline convert merge LLM ADAPTER OUT [--is-clip]"""
+
+FORMATS = ("huggingface", "official", "xtuner", "gguf")
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    kinds = parser.add_subparsers(dest="kind", required=True, metavar="KIND")
-    pth = kinds.add_parser("pth_to_hf", help="a checkpoint of a run -> a model directory")
-    pth.add_argument("recipe", help="the recipe of the run: a name or a YAML file")
-    pth.add_argument("checkpoint", help="a checkpoint folder, or a run (its newest checkpoint)")
-    merge = kinds.add_parser("merge", help="adapters of a run -> a model directory, by the recipe that lies with them")
-    merge.add_argument("source", help="a run, its folder `learned`, or a checkpoint")
-    for kind in (pth, merge):
-        add = kind.add_argument
-        add("out", help="the folder to write")
-        add("--save-format", choices=["huggingface"], default="huggingface", help="the layout (default: %(default)s)")
-        add("--fp32", action="store_true", help="keep 32-bit weights (default: engine.dtype of the recipe)")
-        add("--max-shard-size", type=_size, default="5GB", help="of a weights file (default: %(default)s)")
-    pth.add_argument("--cfg-options", nargs="+", default=[], metavar="key=value", help="values of the recipe to change")
+    parser.usage = USAGE
+    add = parser.add_argument
+    add("words", nargs="+", metavar="PATH", help="what is converted, and the folder to write, as shown above")
+    add("--to", "--save-format", dest="to", choices=FORMATS, default="huggingface", help="default: %(default)s")
+    add("--llm", metavar="NAME", help="the language model, where IN holds only adapters or a projector")
+    add("--vision-tower", "--visual-encoder", metavar="NAME", help="the vision tower, where IN has none")
+    add("--prompt-template", metavar="NAME", help="the template, where IN does not tell it")
+    add("--dtype", choices=("float32", "float16", "bfloat16"), help="of the weights (default: as they are)")
+    add("--fp32", action="store_const", dest="dtype", const="float32", help="the same as --dtype float32")
+    add("--quantize", choices=("f32", "f16", "bf16", "q8_0"), default="f16", help="of a GGUF (default: %(default)s)")
+    add("--mend-clip", action="store_true", help="of a GGUF: around llama.cpp's defect with CLIP (docs/deploy-gguf.md)")
+    add("--max-shard-size", type=_size, default="5GB", help="of a weights file (default: %(default)s)")
+    add("--safe-serialization", action="store_true", help="XTuner's; weights are always written as safetensors")
+    add("--no-verify", dest="verify", action="store_false", help="do not compare logits afterwards")
+    add("--is-clip", action="store_true", help="merge: the adapter is a vision tower's")
+    add("--device", default="cpu", help="XTuner's; conversion needs no accelerator")
+    add("--cfg-options", nargs="+", default=[], metavar="key=value", help="pth_to_hf: values of the recipe to change")
 
 
 def run(args: argparse.Namespace) -> None:
-    """Convert models between formats."""
-    out, options = Path(args.out), {"fp32": args.fp32, "max_shard_size": args.max_shard_size}
-    if args.kind == "merge":
-        from sightline.convert.checkpoint import merge
+    """Convert a model between formats.
 
-        print(merge(Path(args.source), out, **options))
-        return
+    Finds out what IN is: a run, a Hugging Face directory, an official LLaVA (also LoRA, also mm_projector.bin), an
+    XTuner folder. Tokenizer, image processor, chat template and generation config come along. Afterwards the result is
+    read back, and its logits for a picture and a question are compared with those of IN.
+    """
+    match args.words:
+        case ["pth_to_hf", recipe, checkpoint, out]:
+            _checkpoint(args, recipe, Path(checkpoint), Path(out))
+        case ["merge", source, out]:
+            _convert(args, Path(source), Path(out))
+        case ["merge", base, adapter, out]:
+            _merge(args, base, Path(adapter), Path(out))
+        case ["pth_to_hf" | "merge", *_]:
+            raise UserError(f"{args.words[0]}: wrong number of paths; usage: {USAGE}".replace("\n", ";"))
+        case [source, out]:
+            _convert(args, Path(source), Path(out))
+        case _:
+            raise UserError(f"name what is converted and the folder to write; usage: {USAGE}".replace("\n", ";"))
+
+
+def _convert(args: argparse.Namespace, path: Path, out: Path) -> None:
+    from sightline.convert.anything import Parts, check_new, read
+    from sightline.runtime import say
+
+    check_new(out)
+    source = read(path, Parts(args.llm, args.vision_tower, args.prompt_template))
+    say(f"{path} is {source.kind}: {len(source.tensors)} tensors, {source.nbytes / 1e9:.2f} GB")
+    _write(args, source, out)
+
+
+def _checkpoint(args: argparse.Namespace, recipe: str, checkpoint: Path, out: Path) -> None:
     from sightline.recipe import load_recipe
 
-    recipe = load_recipe(args.recipe, args.cfg_options)
-    from sightline.convert.checkpoint import checkpoint_to_hf
+    loaded = load_recipe(recipe, args.cfg_options)
+    from sightline.convert.anything import check_new
+    from sightline.convert.checkpoint import source_of
 
-    print(checkpoint_to_hf(recipe, Path(args.checkpoint), out, **options))
+    check_new(out)
+    _write(args, source_of(loaded, checkpoint, fp32=args.dtype == "float32"), out)
+
+
+def _write(args: argparse.Namespace, source: Source, out: Path) -> None:
+    from sightline.convert.anything import convert
+    from sightline.runtime import say
+
+    proof = convert(
+        source,
+        out,
+        args.to,
+        dtype=_dtype(args.dtype),
+        max_shard_size=args.max_shard_size,
+        verify=args.verify,
+        quantize=args.quantize,
+        mend_clip=args.mend_clip,
+    )
+    if proof is not None:
+        say(_told(proof))
+    print(out)
+
+
+def _merge(args: argparse.Namespace, base: str, adapter: Path, out: Path) -> None:
+    from sightline.convert.anything import check_new
+    from sightline.convert.merge import merge
+    from sightline.runtime import say
+
+    check_new(out)
+    difference = merge(
+        base,
+        adapter,
+        out,
+        is_clip=args.is_clip,
+        dtype=_dtype(args.dtype),
+        max_shard_size=args.max_shard_size,
+        verify=args.verify,
+    )
+    if difference is not None:
+        say(f"merged and unmerged: outputs differ by at most {difference:.2g}")
+    print(out)
+
+
+def _told(proof: Proof) -> str:
+    return (
+        f"read back: logits of a picture and a question differ by at most {proof.largest_difference:.2g} (their "
+        f"standard deviation is {proof.spread:.2g})"
+    )
+
+
+def _dtype(name: str | None) -> torch.dtype | None:
+    import torch
+
+    found: torch.dtype | None = None if name is None else getattr(torch, name)
+    return found
 
 
 def _size(text: str) -> str:

@@ -38,9 +38,9 @@ def print_numbers(checked: Checked, console: Console) -> None:
     distributions = _distributions(checked)
     if distributions.row_count:
         console.print(distributions)
-    if len(checked.sizes):
-        common = ", ".join(f"{size}: {count:,}" for size, count in common_sizes(checked.sizes, 5))
-        _line(console, ("most frequent sizes of images: ", "dim"), common)
+        if len(checked.sizes):
+            common = ", ".join(f"{size}: {count:,}" for size, count in common_sizes(checked.sizes, 5))
+            _line(console, ("most frequent sizes of images: ", "dim"), common)
         console.print()
     if checked.longest:
         _line(console, ("The longest rows", "bold"))

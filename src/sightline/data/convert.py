@@ -18,7 +18,7 @@ from sightline.data.image_files import ImageFiles, embedded
 from sightline.data.meta import is_meta
 from sightline.data.sources import Row, Rows, open_rows
 from sightline.data.tables import Table
-from sightline.data.writers import to_json, writing
+from sightline.data.writers import refuse_existing, to_json, writing
 from sightline.errors import DataError, UserError
 
 TARGETS = ("llava", "openai", "paddlemix", "jsonl", "parquet")
@@ -122,6 +122,8 @@ def convert(
         raise UserError(f"the folder of images {images} is missing")
     if images is not None and files is None and to != "parquet":
         raise UserError("--images is only of use with --to parquet, --images-out or --download: paths stay as they are")
+    if skip:
+        refuse_existing(_bad_rows(out))
     rows = _open(source)
     console = Console(stderr=True)
     numbers = iter(track(range(len(rows)), "Converting", console=console, disable=not console.is_terminal))
@@ -154,10 +156,11 @@ def convert(
                 done.in_front += one.in_front
         if not done.rows:
             raise DataError(f"{source}: no row could be written; the first: {bad[0][0]}: {bad[0][1]}")
+        if bad:
+            with writing(_bad_rows(out), "lines") as listed:
+                for origin, reason in bad:
+                    listed.write({"row": origin, "reason": reason})
     done.images, done.left_out = files.written if files is not None else 0, len(bad)
-    if bad:
-        lines = (json.dumps({"row": origin, "reason": reason}, ensure_ascii=False) for origin, reason in bad)
-        _bad_rows(out).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", errors="backslashreplace")
     return done
 
 

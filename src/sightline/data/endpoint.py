@@ -21,6 +21,10 @@ from typing import Any
 
 from sightline import __version__
 from sightline.errors import UserError
+from sightline.prompt.paint import printable
+
+LARGEST_REPLY = 16 << 20
+"""Bytes; what is longer is no reply, and would fill the memory."""
 
 LONGEST_WAIT = 600.0
 """Seconds; an endpoint that asks for more (a spent daily quota) is not waited for."""
@@ -46,15 +50,15 @@ class _TryAgain(Exception):
         self.after = after
 
 
-class _NoRedirects(urllib.request.HTTPRedirectHandler):
-    """A redirected POST would become a GET, and would take the key to another host."""
-
-    def redirect_request(self, *_: Any) -> None:
-        return None
-
-
 def _opener() -> urllib.request.OpenerDirector:
-    return urllib.request.build_opener(_NoRedirects)
+    """Follows no redirects: a redirected POST would become a GET, and would take the key to another host."""
+    opener = urllib.request.OpenerDirector()
+    opener.add_handler(urllib.request.ProxyHandler())
+    opener.add_handler(urllib.request.HTTPHandler())
+    opener.add_handler(urllib.request.HTTPSHandler())
+    opener.add_handler(urllib.request.HTTPErrorProcessor())
+    opener.add_handler(urllib.request.HTTPDefaultErrorHandler())
+    return opener
 
 
 @dataclass
@@ -79,11 +83,11 @@ class Endpoint:
     _http: urllib.request.OpenerDirector = field(default_factory=_opener, repr=False)
 
     def __post_init__(self) -> None:
-        parts = urllib.parse.urlsplit(self.base_url)
         try:
+            parts = urllib.parse.urlsplit(self.base_url)
             well_formed = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
         except ValueError:
-            well_formed = False
+            parts, well_formed = urllib.parse.urlsplit(""), False
         if parts.username is not None or parts.query or parts.fragment:
             # Not repeated: it may hold a password.
             raise UserError("--base-url holds more than an address; keys are taken from OPENAI_API_KEY alone")
@@ -98,7 +102,7 @@ class Endpoint:
 
     def hidden(self, text: str) -> str:
         """The text on one short line and without the key, which some servers repeat in their errors."""
-        line = " ".join(text.split())
+        line = printable(" ".join(text.split()))
         if self.key is not None:
             line = line.replace(self.key, "***")
         return line if len(line) <= 200 else line[:200] + "..."
@@ -127,7 +131,7 @@ def complete(endpoint: Endpoint, messages: Sequence[dict[str, Any]], spent: Coun
             if number == endpoint.tries:
                 raise Unanswered(f"{fault}, {endpoint.tries} times in all") from fault
             endpoint.faults.put(str(fault))
-            wait = min(endpoint.first_wait * 2 ** (number - 1), _LONGEST_BACKOFF) * random.uniform(0.75, 1.25)
+            wait = min(endpoint.first_wait * 2.0 ** min(number - 1, 100), _LONGEST_BACKOFF) * random.uniform(0.75, 1.25)
             if fault.after is not None:
                 wait = fault.after
                 # Holds for all threads: the limit is the account's, not the request's.
@@ -164,20 +168,23 @@ def _post(endpoint: Endpoint, body: bytes) -> bytes:
             raise _TryAgain(f"no reply within {endpoint.timeout:g} s") from None
         if isinstance(reason, http.client.IncompleteRead):
             raise _TryAgain("the reply broke off") from None
-        raise _TryAgain(f"no connection ({endpoint.hidden(str(reason) or type(reason).__name__)})") from None
+        what = "no connection" if isinstance(error, OSError) else "no proper reply"
+        raise _TryAgain(f"{what} ({endpoint.hidden(str(reason) or type(reason).__name__)})") from None
 
 
 def _read(answer: http.client.HTTPResponse, timeout: float) -> bytes:
     # Piece by piece, because a socket's timeout begins anew with every byte.
     deadline = time.monotonic() + timeout
-    pieces = []
+    content = bytearray()
     while piece := answer.read1(1 << 16):
-        pieces.append(piece)
+        content += piece
         if time.monotonic() > deadline:
             raise TimeoutError
+        if len(content) > LARGEST_REPLY:
+            raise http.client.HTTPException("it has no end")
     if answer.length:  # bytes that were promised; read1 does not miss them
         raise http.client.IncompleteRead(b"", answer.length)
-    return b"".join(pieces)
+    return bytes(content)
 
 
 def _verdict(endpoint: Endpoint, error: urllib.error.HTTPError) -> Exception:

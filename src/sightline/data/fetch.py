@@ -22,6 +22,7 @@ from typing import Any
 
 from sightline import __version__
 from sightline.errors import DataError
+from sightline.prompt.paint import printable
 from sightline.runtime import say
 
 TRIES = 6
@@ -69,7 +70,7 @@ def fetch(
     checksum), and after six tries without a byte gained.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(target.name + ".part")
+    part = _part_of(target)
     failures, most = 0, _size(part)
     while True:
         try:
@@ -82,7 +83,7 @@ def fetch(
                 kept = f"; what came is kept in {part}" if most else ""
                 raise DataError(f"{url}: {reason}, {failures} times in a row; try again later{kept}") from None
             wait = min(reason.pause if reason.pause is not None else 2.0**failures, LONGEST_PAUSE)
-            say(f"{target.name}: {reason}; going on in {wait:.0f} s")
+            say(printable(f"{target.name}: {reason}; going on in {wait:.0f} s"))
             pause(wait)
     _check(part, target, checksum)
     os.replace(part, target)
@@ -93,10 +94,14 @@ def remote_size(url: str) -> int | None:
     """How many bytes a URL would give, as the server says; None when it does not say or cannot be reached."""
     try:
         with _open(url, {}, method="HEAD", timeout=10.0) as response:
-            length = response.headers.get("Content-Length", "")
-    except (OSError, http.client.HTTPException, DataError):
+            return _length(response)
+    except (OSError, http.client.HTTPException, ValueError, DataError):
         return None
-    return int(length) if length.isdecimal() else None
+
+
+def size_of_part(target: Path) -> int:
+    """How many bytes earlier tries have left."""
+    return _size(_part_of(target))
 
 
 def hash_file(path: Path, algorithm: str) -> str:
@@ -144,6 +149,8 @@ def _pull(url: str, part: Path, report: Report) -> None:
         if isinstance(error, urllib.error.URLError):
             raise _TryAgain(f"the server cannot be reached ({error.reason})", reached=False) from None
         raise _TryAgain(f"the connection broke off ({error or type(error).__name__})") from None
+    except ValueError as error:
+        raise DataError(f"{url}: the answer makes no sense ({error})") from None
 
 
 def _copy(response: Any, part: Path, have: int, total: int | None, report: Report) -> None:
@@ -170,12 +177,17 @@ def _note_of(url: str, response: Any) -> tuple[_Note, int]:
     etag = response.headers.get("ETag", "")
     validator = etag if etag.startswith('"') else response.headers.get("Last-Modified")
     if response.status != 206:
-        length = response.headers.get("Content-Length", "")
-        return _Note(url, validator, int(length) if length.isdecimal() else None), 0
+        return _Note(url, validator, _length(response)), 0
     found = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", "").strip())
     if found is None:
         return _Note(url, validator, None), -1
     return _Note(url, validator, int(found[2]) if found[2] != "*" else None), int(found[1])
+
+
+def _length(response: Any) -> int | None:
+    """How many bytes the answer has; None where the server does not say, or says nonsense."""
+    length = response.headers.get("Content-Length", "")
+    return int(length) if re.fullmatch(r"[0-9]{1,18}", length) else None
 
 
 def _refuse_page(url: str, part: Path, response: Any) -> None:
@@ -199,7 +211,7 @@ def _retry_after(error: urllib.error.HTTPError) -> float | None:
         return float(asked)
     try:
         return max(0.0, email.utils.parsedate_to_datetime(asked).timestamp() - time.time())
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
 
 
@@ -216,6 +228,10 @@ def _check(part: Path, target: Path, checksum: str | None) -> None:
             f"{target.name}: its {algorithm} is {found}, not {expected}: damaged on the way, or changed at its source. "
             f"It lies in {aside}; rename it to {target.name} if you trust it"
         )
+
+
+def _part_of(target: Path) -> Path:
+    return target.with_name(target.name + ".part")
 
 
 def _size(path: Path) -> int:

@@ -71,11 +71,7 @@ def understand(
 
 def read_row(row: Row, form: str | None = None) -> Reading:
     """What the form that is named, or the one that the row looks like, makes of a row."""
-    if form is None:
-        form = form_of(row)
-    if form not in FORMS:
-        raise DataError(f"no form is called {form!r}; known: {', '.join(FORMS)}", "form")
-    return FORMS[form](row)
+    return FORMS[form or form_of(row)](row)
 
 
 def form_of(row: Row) -> str:
@@ -122,7 +118,8 @@ def _ref(picture: Picture, folder: str | None) -> ImageRef:
         )
     if folder is None:
         raise DataError(
-            "the row has an image, but no folder of images is given (data.N.images, or --image-folder)", "image_missing"
+            "the row has an image, but no folder of images is given (--images, --image-folder, or data.N.images)",
+            "image_missing",
         )
     return ImageRef(within(source, folder), folder)
 
@@ -133,7 +130,7 @@ def within(source: str, folder: str) -> str:
     if not os.path.isabs(path):
         return path
     relative = os.path.relpath(path, os.path.abspath(folder))
-    return path if relative.startswith("..") else relative
+    return path if relative.split(os.sep)[0] == os.pardir else relative
 
 
 def _from_the_user(turns: Sequence[Turn]) -> tuple[Sequence[Turn], tuple[Finding, ...]]:

@@ -23,7 +23,7 @@ from sightline.prompt.images import check_image, hold_image
 from sightline.types import ImageRef
 
 _AT_ONCE = 8
-_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
+_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 
 
 @dataclass
@@ -53,7 +53,7 @@ class ImageFiles:
         """The picture as a path in the folder. Raises DataError where it is missing or no image."""
         source = picture.source
         if picture.data is not None:
-            return Picture(self._write(picture.data, source))
+            return Picture(self._write(_checked(ImageRef(picture.data)), source))
         assert source is not None
         if source.startswith("data:"):
             return Picture(self._write(_checked(ImageRef(source)), None))
@@ -93,13 +93,16 @@ class ImageFiles:
 
     def _fetch(self, url: str) -> str | DataError:
         stem, suffix = _name_of_url(url)
-        there = [path for path in self.folder.glob(f"{stem}.*") if path.suffix in _SUFFIXES]
+        # Looked for by their names: the folder may hold a million files.
+        there = [path for end in _SUFFIXES if (path := self.folder / f"{stem}{end}").exists()]
         target = there[0] if there else self.folder / f"{stem}{suffix or '.fetched'}"
         try:
             if not there:
                 fetch(url, target, pause=self.pause)
         except DataError as error:
             return DataError(f"image {error}", "image_missing")
+        except OSError as error:
+            raise UserError(f"cannot write to {self.folder} ({error.strerror or error})") from error
         try:
             check_image(ImageRef(str(target)))
         except DataError as error:
@@ -136,9 +139,9 @@ def _checked(ref: ImageRef) -> bytes:
 
 
 def _suffix(data: bytes) -> str:
-    _checked(ImageRef(data))
+    """What the name of an image file should end in; MPO, which phones write, is a JPEG with more behind it."""
     with Image.open(io.BytesIO(data)) as image:
-        return {"JPEG": ".jpg", "TIFF": ".tif"}.get(str(image.format), f".{str(image.format).lower()}")
+        return {"JPEG": ".jpg", "MPO": ".jpg", "TIFF": ".tif"}.get(str(image.format), f".{str(image.format).lower()}")
 
 
 def _is_plain(name: str) -> bool:

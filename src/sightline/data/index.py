@@ -14,12 +14,13 @@ from rich.console import Console
 
 from sightline.data.inspect import Source
 from sightline.data.sources import open_rows
-from sightline.data.survey import Survey, survey
+from sightline.data.survey import survey
+from sightline.data.surveyed import Survey
 from sightline.data.verdict import Finding
 from sightline.errors import DataError
 from sightline.prompt.prompter import Prompter, template_named
 from sightline.recipe import DataRecipe
-from sightline.runtime import cache_folder, rank_0_first
+from sightline.runtime import cache_folder, rank, rank_0_first, say
 
 Cache = Path | Literal["user"] | None
 """Where what was seen is kept: a folder, the folder `index` in `runtime.cache_folder()`, or nowhere."""
@@ -209,7 +210,11 @@ def _open(entry: DataRecipe, prompter: Prompter | None, max_length: int | None, 
     assert entry.path is not None
     if is_meta(entry.path):
         for part in meta_entries(entry.path):
-            yield source(part.path, part.images or entry.images, entry.form, part.repeat)
+            found = source(part.path, part.images or entry.images, entry.form, part.repeat)
+            if part.length not in (None, len(found.rows)) and rank() == 0:
+                told = f"'length' is {part.length:,}, but {part.path} has {len(found.rows):,} rows"
+                say(f"{entry.path}: {part.name}: {told}")
+            yield found
         return
     yield source(entry.path, entry.images, entry.form)
 

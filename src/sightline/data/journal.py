@@ -149,7 +149,8 @@ def _read_log(path: Path) -> tuple[Settings | None, Counter[str]]:
     for number, line in enumerate(path.read_bytes().splitlines(), 1):
         try:
             event = json.loads(line)
-            settings = event.get("settings", settings)
+            if "settings" in event:
+                settings = dict(event["settings"])
             spent.update(event.get("spent", {}))
         except (ValueError, AttributeError, TypeError) as error:
             raise UserError(f"{path}: line {number} is damaged ({error}); repair it, or begin anew: --again") from None

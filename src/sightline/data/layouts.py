@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import difflib
 import urllib.parse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from sightline.errors import UserError
+from sightline.recipe import DataRecipe
 from sightline.recipes import read_yaml
 
 ARCHIVES = (".zip", ".tar.gz", ".tgz", ".tar")
@@ -113,6 +114,19 @@ def known_entries(name: str, root: str) -> tuple[KnownFile, ...]:
     return tuple(
         KnownFile(str(base / file.path), str(base / file.images), file.form, file.rows) for file in known.files
     )
+
+
+def check_names(entries: Sequence[DataRecipe]) -> None:
+    """Raise UserError, with a line for each `use` of a recipe that is no known set of rows."""
+    problems = []
+    for number, entry in enumerate(entries):
+        try:
+            if entry.use is not None:
+                known_entries(entry.use, "")
+        except UserError as error:
+            problems.append(f"data.{number}.use: {error}")
+    if problems:
+        raise UserError("\n".join(problems))
 
 
 def _part(name: str, spec: dict[str, Any]) -> Part:

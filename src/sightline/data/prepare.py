@@ -21,7 +21,7 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-from sightline.data.fetch import Report, fetch, remote_size
+from sightline.data.fetch import Report, fetch, remote_size, size_of_part
 from sightline.data.layouts import ARCHIVES, KnownSet, Part, find_set
 from sightline.data.unpack import names_to_jpg, unpack
 from sightline.data.verify import Found, amount, list_sets, look, many
@@ -91,10 +91,13 @@ def plan(parts: tuple[Part, ...], root: Path, asked: bool = False) -> list[Step]
     far = [part for part, action in zip(parts, actions, strict=True) if action == "fetch"]
     with ThreadPoolExecutor(max_workers=8) as pool:
         sizes = dict(zip(far, pool.map(lambda part: remote_size(_url(part)), far), strict=True))
-    return [
-        Step(part, state, action, sizes.get(part) or part.size, exact=sizes.get(part) is not None)
-        for part, state, action in zip(parts, found, actions, strict=True)
-    ]
+    steps = []
+    for part, state, action in zip(parts, found, actions, strict=True):
+        size = sizes.get(part) or part.size
+        if size is not None:
+            size = max(size - size_of_part(_target(part, root)), 0)
+        steps.append(Step(part, state, action, size, exact=sizes.get(part) is not None))
+    return steps
 
 
 def show(known: KnownSet, root: Path, steps: list[Step]) -> None:
@@ -153,6 +156,11 @@ def _url(part: Part) -> str:
     return hub_address() + url.removeprefix(HUB) if url.startswith(HUB + "/") else url
 
 
+def _target(part: Part, root: Path) -> Path:
+    """What is fetched of a part: its archive, or the file itself."""
+    return root / "downloads" / (part.name + part.ending) if part.is_folder else root / part.place
+
+
 def _archive(part: Part, root: Path) -> Path | None:
     """The complete archive of a part, fetched or put there by a person."""
     names = [root / "downloads" / (part.name + ending) for ending in ARCHIVES]
@@ -189,7 +197,7 @@ def _fill(part: Part, root: Path, place: Path, remove_archives: bool) -> None:
     archive = _archive(part, root) if part.is_folder else None
     with _progress(part.name, "fetched") as report:
         if archive is None:
-            archive = root / "downloads" / (part.name + part.ending) if part.is_folder else place
+            archive = _target(part, root)
             fetch(_url(part), archive, checksum=part.checksum, report=report)
     if not part.is_folder:
         return

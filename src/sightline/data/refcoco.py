@@ -208,9 +208,12 @@ def _write_all(folder: Path, records: list[Record], args: argparse.Namespace) ->
     lines = ",\n".join(json.dumps(record, ensure_ascii=False) for record in records)
     _write(folder / "train.json", ["[\n", lines, "\n]\n"])
     say(f"{folder / 'train.json'}: {len(records):,} records")
+    spoken = [record for record in records if record["sents"].strip()]
+    if len(spoken) < len(records):
+        say(f"{len(records) - len(spoken):,} of them have no word, and make no rows")
     rng = random.Random(args.seed)
     for name, inverse in (("refer.jsonl", False), ("identify.jsonl", True)):
-        rows = list(draw_rows(records, inverse, args.rows, args.boxes, rng))
+        rows = list(draw_rows(spoken, inverse, args.rows, args.boxes, rng))
         if rows:
             _write(folder / name, (json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
             say(f"{folder / name}: {len(rows):,} rows")

@@ -16,7 +16,7 @@ from sightline.data.verdict import KINDS, Finding
 from sightline.errors import DataError, UserError
 from sightline.page.numbers import counted
 from sightline.prompt.images import check_image, hold_image, name_of
-from sightline.prompt.paint import folded, marks_for, printable
+from sightline.prompt.paint import folded, marks_for, printable, printable_lines, printable_paint
 from sightline.prompt.prompter import Prompter
 from sightline.types import Conversation, Encoded, ImageRef, Text
 
@@ -61,7 +61,7 @@ def print_raw(rows: Rows, number: int, console: Console) -> None:
             return
         start, end = rows.spans[number].tolist()
         text = _cut(rows.content[start:end].decode("utf-8", "backslashreplace"))
-    console.print(Line(_visible(text)), soft_wrap=True)
+    console.print(Line(printable_lines(text)), soft_wrap=True)
 
 
 def print_conversation(conversation: Conversation, console: Console) -> None:
@@ -71,7 +71,9 @@ def print_conversation(conversation: Conversation, console: Console) -> None:
         line = Line(f"{message.role}: ", style="bold")
         for part in message.content:
             if isinstance(part, Text):
-                line.append(_visible(part.text), style="bold green" if message.role == "assistant" else "not bold")
+                line.append(
+                    printable_lines(part.text), style="bold green" if message.role == "assistant" else "not bold"
+                )
             else:
                 line.append(f"<{printable(name_of(part))}>", style="black on cyan")
         console.print(line, soft_wrap=True)
@@ -117,10 +119,7 @@ def print_segments(conversation: Conversation, prompter: Prompter, console: Cons
 def print_tokens(encoded: Encoded, prompter: Prompter, console: Console) -> None:
     """The tokens as text and as numbers; those of an image are folded."""
     _title(console, f"Tokenised ({counted(len(encoded.ids), 'token')}, {counted(encoded.num_targets, 'target')})")
-    explained, text = prompter.explain(encoded, marks=marks_for(console)), Line()
-    for span in explained.spans:
-        text.append(_visible(explained.plain[span.start : span.end]), style=span.style)
-    console.print(text, soft_wrap=True)
+    console.print(printable_paint(prompter.explain(encoded, marks=marks_for(console))), soft_wrap=True)
     console.print(Line(f"ids: {folded(encoded.ids)}"), soft_wrap=True)
     console.print(Line(f"labels: {folded(encoded.labels)}"), soft_wrap=True)
 
@@ -153,8 +152,3 @@ def _cut(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_cut(inner) for inner in value]
     return value if isinstance(value, str | int | float | bool) or value is None else str(value)
-
-
-def _visible(text: str) -> str:
-    """The text with its line breaks kept and everything else that steers a terminal as escapes."""
-    return "\n".join(printable(line) for line in text.split("\n"))

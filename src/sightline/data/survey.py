@@ -6,27 +6,23 @@ import gc
 import hashlib
 import json
 import os
-import shutil
 import sys
 import threading
 import time
-import zipfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, fields
 from importlib import metadata
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from sightline.data.inspect import Source, look, stamp
-from sightline.data.stored import key_of, read_array, write_array, write_whole
-from sightline.data.verdict import Finding
+from sightline.data.inspect import Source, look
+from sightline.data.stored import key_of
+from sightline.data.surveyed import Survey, as_bytes, joined, keep_block, kept_blocks, mapped, store
 from sightline.errors import UserError
 from sightline.prompt.prompter import Prompter
 from sightline.runtime import calm_tokenizers, cores
@@ -35,54 +31,13 @@ BLOCK = 1024
 """Rows that are looked at, and stored, at a time: what a kill loses of each process's work."""
 
 
-@dataclass(frozen=True)
-class Survey:
-    """What is known of the rows of a file, or of a block of them; bad ones included."""
-
-    tokens: np.ndarray
-    """int32 [N], as targets and images"""
-    targets: np.ndarray
-    images: np.ndarray
-    bad: np.ndarray
-    """bool [N]"""
-    digests: np.ndarray
-    """uint64 [N]"""
-    sizes: np.ndarray
-    """int32 [M, 2]: width and height of all images"""
-    found: np.ndarray
-    """uint8: the findings, `[row, kind, reason]` as JSON, one a line"""
-    watched: np.ndarray
-    """uint8: path and stamp of everything whose change makes this wrong, as one JSON object"""
-    stored: Path | None = None
-    """The folder that the arrays are mapped from."""
-
-    def findings(self) -> Iterator[tuple[int, Finding]]:
-        """Rows (counted from 0) and what was found in them, in order."""
-        for line in self.found.tobytes().splitlines():
-            row, kind, reason = json.loads(line)
-            yield row, Finding(kind, reason)
-
-    def holds(self) -> bool:
-        """Whether the folders of images, and the files that could not be read, are as they were."""
-        watched: dict[str, int] = json.loads(self.watched.tobytes())
-        return all(stamp(path) == then for path, then in watched.items())
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        if self.stored is not None:
-            return _mapped, (self.stored,)
-        return Survey, tuple(getattr(self, field.name) for field in fields(self))
-
-
-_ARRAYS = tuple(field.name for field in fields(Survey) if field.name != "stored")
-
-
 def survey(source: Source, console: Console, cache: Path | None) -> Survey:
     """Look at all rows of a source, or read from the cache what was seen in them before."""
     folder = cache / f"index-{_key(source)}" if cache is not None else None
-    known = _mapped(folder) if folder is not None else None
+    known = mapped(folder) if folder is not None else None
     if known is not None and known.holds():
         return known
-    blocks = _blocks(folder)
+    blocks = kept_blocks(folder)
     numbers = range(-(-source.looked_at // BLOCK))
     todo = [number for number in numbers if number not in blocks]
     if todo and (blocks or known is not None):
@@ -91,12 +46,12 @@ def survey(source: Source, console: Console, cache: Path | None) -> Survey:
     begun = time.monotonic()
     for number, block in _progress(_looked(source, todo), source, len(blocks), console):
         blocks[number] = block
-        if folder is not None and not _keep(block, _block_file(folder, number)):
+        if folder is not None and not keep_block(block, folder, number):
             folder = None
     if todo and time.monotonic() - begun > 60:
         _say(console, source, f"{source.looked_at:,} rows in {time.monotonic() - begun:.0f} s")
-    result = _joined([blocks[number] for number in numbers])
-    return _store(result, folder) if folder is not None else result
+    result = joined([blocks[number] for number in numbers])
+    return store(result, folder) if folder is not None else result
 
 
 def _say(console: Console, source: Source, what: str) -> None:
@@ -122,7 +77,9 @@ def _prompter_key(prompter: Prompter | None) -> str:
 def _code_key() -> str:
     """The code that reads, renders and judges rows, byte for byte, and the packages that it relies on."""
     here = Path(__file__).parent
-    files = [here / f"{name}.py" for name in ("inspect", "formats", "sources", "survey", "tables", "verdict")]
+    files = [
+        here / f"{name}.py" for name in ("inspect", "formats", "sources", "survey", "surveyed", "tables", "verdict")
+    ]
     files += [*here.glob("forms/*.py"), *here.parent.glob("prompt/*.py"), here.parent / "types.py"]
     digest = hashlib.blake2b(digest_size=12)
     for file in sorted(files):
@@ -198,22 +155,9 @@ def _block(source: Source, number: int) -> Survey:
         bad=np.array([one.bad for one in looks], dtype=bool),
         digests=np.array([one.digest for one in looks], dtype=np.uint64),
         sizes=np.array([size for one in looks for size in one.sizes], dtype=np.int32).reshape(-1, 2),
-        found=_bytes("".join(lines)),
-        watched=_bytes(json.dumps(watched)),
+        found=as_bytes("".join(lines)),
+        watched=as_bytes(json.dumps(watched)),
     )
-
-
-def _bytes(text: str) -> np.ndarray:
-    return np.frombuffer(text.encode("ascii"), dtype=np.uint8)
-
-
-def _joined(blocks: Sequence[Survey]) -> Survey:
-    watched: dict[str, int] = {}
-    for block in blocks:
-        for path, then in json.loads(block.watched.tobytes()).items():
-            watched[path] = min(then, watched.get(path, then))
-    arrays = {name: np.concatenate([getattr(block, name) for block in blocks]) for name in _ARRAYS}
-    return _survey(arrays | {"watched": _bytes(json.dumps(watched))})
 
 
 def _progress(
@@ -235,54 +179,3 @@ def _progress(
             done += len(block.tokens)
             progress.update(task, advance=len(block.tokens), rate=f"{done / (time.monotonic() - begun):,.0f} rows/s")
             yield number, block
-
-
-def _keep(block: Survey, path: Path) -> bool:
-    arrays: dict[str, Any] = {name: getattr(block, name) for name in _ARRAYS}
-    return write_whole(path, lambda file: np.savez(file, **arrays))
-
-
-def _block_file(folder: Path, number: int) -> Path:
-    return folder.with_suffix(".blocks") / f"{number:06}.npz"
-
-
-def _blocks(folder: Path | None) -> dict[int, Survey]:
-    """The blocks that an earlier pass has stored and that still hold."""
-    found: dict[int, Survey] = {}
-    for file in folder.with_suffix(".blocks").glob("*.npz") if folder is not None else ():
-        try:
-            with np.load(file, allow_pickle=False) as arrays:
-                block = _survey(dict(arrays))
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-            continue  # damaged: the block is looked at again
-        if block.holds():
-            found[int(file.stem)] = block
-    return found
-
-
-def _store(result: Survey, folder: Path) -> Survey:
-    """Write the arrays into a folder that appears when it is complete, and map them from there."""
-    draft = folder.with_suffix(f".{os.getpid()}.draft")
-    if not all(write_array(draft / f"{name}.npy", getattr(result, name)) for name in _ARRAYS):
-        return result
-    old = folder.with_suffix(f".{os.getpid()}.old")
-    try:
-        if folder.exists():
-            folder.rename(old)
-        draft.rename(folder)
-    except OSError:
-        pass  # another process was faster
-    for rest in (draft, old):
-        shutil.rmtree(rest, ignore_errors=True)
-    return _mapped(folder) or result
-
-
-def _mapped(folder: Path) -> Survey | None:
-    arrays = {name: read_array(folder / f"{name}.npy") for name in _ARRAYS}
-    whole = {name: array for name, array in arrays.items() if array is not None}
-    return _survey(whole, folder) if len(whole) == len(_ARRAYS) else None
-
-
-def _survey(arrays: dict[str, np.ndarray], stored: Path | None = None) -> Survey:
-    given: dict[str, Any] = {name: arrays[name] for name in _ARRAYS}
-    return Survey(**given, stored=stored)

@@ -14,12 +14,15 @@ from sightline.data.endpoint import Endpoint
 from sightline.data.journal import Journal, Settings, log_of, open_journal, partial_of
 from sightline.data.pairs import PROMPT, Task
 from sightline.errors import UserError
+from sightline.prompt.paint import printable
 from sightline.runtime import api_key, say
 
 EXTENSIONS = {".avif", ".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 
 _SHOWN = 10
 """So many pictures without a row are named at the end; all of them are in the log."""
+_MOST = 1_000_000_000
+"""For all numbers: sockets cannot wait for ever."""
 _OURS = ("messages", "model", "n", "stream")
 
 
@@ -135,7 +138,7 @@ def _refuse_mixture(journal: Journal, settings: Settings, names: set[str]) -> No
 def _report(journal: Journal, failures: Sequence[Outcome]) -> None:
     """Say what there is now, and what is missing. Raises UserError where asking again may help."""
     for outcome in failures[:_SHOWN]:
-        say(f"{outcome.name}: {outcome.failed}")
+        say(printable(f"{outcome.name}: {outcome.failed}"))
     if len(failures) > _SHOWN:
         say(f"and {len(failures) - _SHOWN} more, in {log_of(journal.out)}")
     unreadable = sum(not outcome.readable for outcome in failures)
@@ -162,8 +165,8 @@ def _prompt(path: Path | None) -> str:
 
 
 def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number from 1 on")
+    if not text.isdecimal() or not 1 <= int(text) <= _MOST:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from 1 to {_MOST:,}")
     return int(text)
 
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from sightline.data.sources import Row, fingerprint_file
 from sightline.data.stored import key_of
+from sightline.data.unpack import PICTURES
 from sightline.errors import DataError, MissingExtra
 
 if TYPE_CHECKING:
@@ -120,11 +121,27 @@ def _files(path: Path) -> tuple[Path, ...]:
         if len(splits) == 1:
             return _saved(splits[0])
         raise DataError(f"{path} has several splits; name one of {', '.join(map(str, splits)) or 'none'}")
-    for suffix in ("parquet", "arrow"):
-        files = sorted(file for file in path.rglob(f"*.{suffix}") if not _is_hidden(file.relative_to(path)))
+    inside = _inside(path)
+    for suffix in (".parquet", ".arrow"):
+        files = [file for file in inside if file.suffix == suffix]
         if files:
             return _one_split(path, files, suffix)
-    raise DataError(f"the folder {path} holds no .parquet or .arrow files, and no data set that `save_to_disk` wrote")
+    hint = ""
+    if rows := [file for file in inside if file.suffix in (".json", ".jsonl")]:
+        hint = f"; name a file of rows, such as {rows[0]}"
+    elif any(file.suffix.lower() in PICTURES for file in inside):
+        hint = "; it holds pictures: `sightline data synthesize` has a model write rows about them"
+    raise DataError(
+        f"the folder {path} holds no .parquet or .arrow files, and no data set that `save_to_disk` wrote{hint}"
+    )
+
+
+def _inside(folder: Path) -> list[Path]:
+    """The files of a folder and of those inside it, in order, but for hidden ones and what `datasets` caches."""
+    try:
+        return sorted(file for file in folder.rglob("*.*") if not _is_hidden(file.relative_to(folder)))
+    except OSError as error:
+        raise DataError(f"the folder {folder} cannot be looked through: {error}") from None
 
 
 def _saved(folder: Path) -> tuple[Path, ...]:
@@ -153,7 +170,7 @@ def _one_split(path: Path, files: list[Path], suffix: str) -> tuple[Path, ...]:
     if len(splits) < 2:
         return tuple(files)
     ways = [
-        str(file.parent if _SPLIT.match(file.name) is None else file.with_name(f"{name}*.{suffix}"))
+        str(file.parent if _SPLIT.match(file.name) is None else file.with_name(f"{name}*{suffix}"))
         for name, file in splits.items()
     ]
     raise DataError(f"{path} has the splits {', '.join(splits)}; name one: {' or '.join(ways)}")

@@ -111,13 +111,13 @@ def names_to_jpg(folder: Path) -> tuple[int, int]:
 @contextmanager
 def _entries(archive: Path) -> Iterator[tuple[Iterator[_Entry], int | None]]:
     """The files of an archive, one after another, and the sum of their sizes where the archive has a list of them."""
-    if zipfile.is_zipfile(archive):
+    if tarfile.is_tarfile(archive):  # first: a zip is told by its end, and may be the last file of a tar
+        with tarfile.open(archive) as tape:
+            yield _members(tape), None
+    elif zipfile.is_zipfile(archive):
         with zipfile.ZipFile(archive) as packed:
             infos = [info for info in packed.infolist() if not info.is_dir()]
             yield (_zip_entry(packed, info) for info in infos), sum(info.file_size for info in infos)
-    elif tarfile.is_tarfile(archive):
-        with tarfile.open(archive) as tape:
-            yield _members(tape), None
     else:
         raise DataError(
             f"{archive} is neither a zip nor a tar archive, or it was cut off; delete it and fetch it again"

@@ -16,6 +16,7 @@ from sightline.data.layouts import KnownFile, Part, find_set, known_sets
 from sightline.data.sources import open_rows
 from sightline.data.unpack import PICTURES
 from sightline.errors import DataError, UserError
+from sightline.prompt.paint import printable
 from sightline.runtime import console
 
 
@@ -114,7 +115,7 @@ def _names_in(directory: Path) -> set[str]:
     try:
         with os.scandir(directory) as entries:
             return {entry.name for entry in entries}
-    except OSError:
+    except (OSError, ValueError):  # a name that no disk can know
         return set()
 
 
@@ -186,7 +187,7 @@ def _print_file(file: KnownFile, root: Path) -> tuple[str | None, list[Path]]:
     try:
         named = match_pictures(str(path), str(root / file.images))
     except UserError as error:
-        print(f"  {path.name}: {error}")
+        print(printable(f"  {path.name}: {error}"))
         return f"{path.name} cannot be read", []
     of = f" of {file.rows:,}" if file.rows is not None and file.rows != named.rows else ""
     gone = f"{len(named.missing):,} of them not there" if named.missing else "all there"
@@ -196,7 +197,7 @@ def _print_file(file: KnownFile, root: Path) -> tuple[str | None, list[Path]]:
         first.setdefault(name.rpartition("/")[0], name)
     counts = Counter(name.rpartition("/")[0] for name in named.missing)
     for place, count in counts.most_common(10):
-        print(f"    {count:,} in {file.images}/{place}, such as {first[place]}")
+        print(printable(f"    {count:,} in {file.images}/{place}, such as {first[place]}"))
     problem = f"{many(len(named.missing), 'picture')} of {path.name} missing" if named.missing else None
     if problem is None and named.rows < (file.rows or 0):
         problem = f"{path.name} has {named.rows:,} rows, not {file.rows:,}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Protocol
 
@@ -31,9 +31,8 @@ def writing(path: Path, kind: str) -> Iterator[Writer]:
 
     Raises UserError where the file is there already or cannot be written.
     """
-    if path.exists():
-        raise UserError(f"{path} is there already; remove it or choose another name")
-    draft = path.with_name(f".{path.name}.tmp")
+    refuse_existing(path)
+    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if kind == "parquet":
@@ -51,7 +50,14 @@ def writing(path: Path, kind: str) -> Iterator[Writer]:
     except OSError as error:
         raise UserError(f"cannot write {path} ({error.strerror or error})") from error
     finally:
-        draft.unlink(missing_ok=True)
+        with suppress(OSError):
+            draft.unlink()
+
+
+def refuse_existing(path: Path) -> None:
+    """Raises UserError where there is something of that name, which would be written over."""
+    if path.exists():
+        raise UserError(f"{path} is there already; remove it or choose another name")
 
 
 def to_json(row: Row) -> bytes:

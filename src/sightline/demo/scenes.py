@@ -66,9 +66,6 @@ class Scene:
         """Whether this combination of things is kept for evaluation, whatever the form and the seed."""
         return zlib.crc32(repr(self.things).encode()) % HELD_OUT_SHARE == 0
 
-    def named(self, name: str) -> list[Thing]:
-        return [thing for thing in self.things if thing.name == name]
-
     def coloured(self, colour: str) -> list[Thing]:
         return [thing for thing in self.things if thing.colour == colour]
 
@@ -130,10 +127,6 @@ def _paint_thing(
             pen.rectangle(box, fill=colour)
         case "triangle":
             pen.polygon([(left, bottom), (right, bottom), ((left + right) / 2, top)], fill=colour)
-        case "cross":
-            arm = (right - left + 1) // 3
-            pen.rectangle((left + arm, top, right - arm, bottom), fill=colour)
-            pen.rectangle((left, top + arm, right, bottom - arm), fill=colour)
 
 
 def box_of(thing: Thing) -> str:

@@ -21,6 +21,10 @@ def model_settings(args: argparse.Namespace) -> dict[str, object]:
     """What answers depend on besides the questions; not the batch size, so that a run out of memory can go on."""
     return {
         "model_name_or_path": str(args.model),
+        "llava": args.llava,
+        "visual_encoder": args.visual_encoder,
+        "visual_select_layer": args.visual_select_layer,
+        "adapter": args.adapter,
         "prompt_template": args.prompt_template,
         "stop_words": args.stop_words,
         "torch_dtype": args.torch_dtype,

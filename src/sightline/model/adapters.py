@@ -11,7 +11,7 @@ from sightline.recipe import LoraRecipe
 
 def is_named(name: str, wanted: str) -> bool:
     """Whether a module's path is the wanted one or ends in it: `layers.0.mlp.up_proj` is named `up_proj`."""
-    return name == wanted or name.endswith(f".{wanted}")
+    return bool(wanted) and (name == wanted or name.endswith(f".{wanted}"))
 
 
 def add_lora(module: nn.Module, lora: LoraRecipe, linear: list[str], key: str) -> None:

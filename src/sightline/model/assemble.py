@@ -17,7 +17,9 @@ from sightline.model.llm import llm_config, llm_tokenizer, load_llm, longest_pac
 from sightline.model.load import VLM, load, load_parts, positions
 from sightline.model.next import load_newline, make_processor, wanted_tiles, with_tiles
 from sightline.model.projector import DEPTH_KEY, depth_of, load_projector, new_projector
+from sightline.model.quantize import bitsandbytes
 from sightline.model.reading import model_folder, quiet, reading
+from sightline.model.tune import check_quantizable
 from sightline.model.vision import (
     features,
     load_tower,
@@ -28,7 +30,7 @@ from sightline.model.vision import (
     vision_config,
 )
 from sightline.prompt.prompter import Prompter, template_named
-from sightline.recipe import ModelRecipe
+from sightline.recipe import ModelRecipe, TuneRecipe
 from sightline.runtime import say
 from sightline.types import IMAGE
 
@@ -48,7 +50,7 @@ def make_prompter(spec: ModelRecipe) -> Prompter:
         llm_config(spec.llm)
         tokenizer = llm_tokenizer(spec.llm)
         image_processor = tower_processor(spec.vision_tower)
-    _add_tokens(tokenizer)
+    add_tokens(tokenizer)
     tiles = wanted_tiles(spec, config, vision, tokens)
     if tiles is None:
         image_processor = square_processor(image_processor, vision.image_size, pad=spec.image_aspect_ratio == "pad")
@@ -65,13 +67,7 @@ def make_prompter(spec: ModelRecipe) -> Prompter:
 
 def check_length(spec: ModelRecipe, max_length: int) -> None:
     """Raise ModelError where a conversation of `max_length` tokens has more than the language model has positions."""
-    name = spec.from_model or spec.llm
-    assert name is not None
-    if spec.llm is not None:
-        config = llm_config(spec.llm)
-    else:
-        with reading(name), quiet():
-            config = AutoConfig.from_pretrained(model_folder(name)).get_text_config()
+    name, config = spec.from_model or spec.llm, _text_config(spec)
     limit, packed = positions(config), longest_packed(config)
     if limit is not None and max_length > limit:
         raise ModelError(
@@ -84,6 +80,21 @@ def check_length(spec: ModelRecipe, max_length: int) -> None:
             f"shorter samples in the same pack (rope_type {config.rope_parameters['rope_type']}); set "
             f"batch.max_length={packed} or less"
         )
+
+
+def check_bits(spec: ModelRecipe, tune: TuneRecipe, device: torch.device) -> None:
+    """Raise UserError where the language model is to be held in 4 bits and cannot be, before its weights are loaded."""
+    if tune.quantized:
+        bitsandbytes("a language model of 4 bits", device)
+        check_quantizable(_text_config(spec), tune, device)
+
+
+def _text_config(spec: ModelRecipe) -> Any:
+    if spec.llm is not None:
+        return llm_config(spec.llm)
+    assert spec.from_model is not None
+    with reading(spec.from_model), quiet():
+        return AutoConfig.from_pretrained(model_folder(spec.from_model)).get_text_config()
 
 
 def assemble(spec: ModelRecipe, prompter: Prompter) -> VLM:
@@ -109,16 +120,7 @@ def _join(spec: ModelRecipe, prompter: Prompter) -> LlavaForConditionalGeneratio
     tower = load_tower(spec.vision_tower, vision_config(spec.vision_tower, spec.vision_feature_layer))
     llm: Any = load_llm(spec.llm)
     make_room(llm, len(prompter.tokenizer))
-    config = LlavaConfig(
-        vision_config=tower.config.to_dict(),
-        text_config=llm.config.to_dict(),
-        image_token_index=prompter.image_token_id,
-        image_seq_length=prompter.tokens_per_image,
-        vision_feature_layer=spec.vision_feature_layer,
-        vision_feature_select_strategy=select_strategy(tower.config),
-        tie_word_embeddings=llm.config.tie_word_embeddings,
-        pad_token_id=prompter.pad_token_id,
-    )
+    config = joined_config(spec, prompter, llm.config, tower.config)
     projector = new_projector(config, spec.projector_depth)
     if spec.projector_depth > 2:
         say(f"a projector of {spec.projector_depth} layers: nothing but Sightline loads such a model, others know two")
@@ -142,7 +144,22 @@ def _join(spec: ModelRecipe, prompter: Prompter) -> LlavaForConditionalGeneratio
     return model.eval()
 
 
-def _add_tokens(tokenizer: Any) -> None:
+def joined_config(spec: ModelRecipe, prompter: Prompter, text: Any, vision: Any) -> LlavaConfig:
+    """The configuration of a language model (whose embeddings have room for all tokens) and a vision tower, joined."""
+    return LlavaConfig(
+        vision_config=vision.to_dict(),
+        text_config=text.to_dict(),
+        image_token_index=prompter.image_token_id,
+        image_seq_length=prompter.tokens_per_image,
+        vision_feature_layer=spec.vision_feature_layer,
+        vision_feature_select_strategy=select_strategy(vision),
+        tie_word_embeddings=text.tie_word_embeddings,
+        pad_token_id=prompter.pad_token_id,
+    )
+
+
+def add_tokens(tokenizer: Any) -> None:
+    """Make `<image>` one special token, and see that there is one for padding."""
     tokenizer.add_tokens([AddedToken(IMAGE, special=True, normalized=False)], special_tokens=True)
     if tokenizer.pad_token is None:
         tokenizer.add_special_tokens({"pad_token": AddedToken(PAD, special=True, normalized=False)})

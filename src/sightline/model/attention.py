@@ -30,8 +30,7 @@ def packed_attention(model: PreTrainedModel) -> Iterator[None]:
 
     Inside, `forward` takes `sample_lengths` (ints that add up to the sequence) as a keyword.
     """
-    AttentionInterface.register(NAME, _attend)
-    AttentionMaskInterface.register(NAME, _no_mask)
+    _register()
     before = model.config.text_config._attn_implementation
     model.set_attn_implementation({"text_config": NAME})
     try:
@@ -40,14 +39,39 @@ def packed_attention(model: PreTrainedModel) -> Iterator[None]:
         model.set_attn_implementation({"text_config": before})
 
 
+def objection(llm: PreTrainedModel) -> str | None:
+    """Why the samples of a pack cannot be kept apart in a language model, which lies on the meta device.
+
+    None where they can, and where shapes without numbers do not tell (experts are chosen by numbers): then training
+    stops in the same words.
+    """
+    _register()
+    llm.set_attn_implementation(NAME)
+    ids = torch.tensor([[0, 1]], device="meta")
+    # A mask, though nobody looks at it: without one, transformers searches the positions for packs, and finds no numbers.
+    try:
+        with torch.no_grad():
+            llm(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False, sample_lengths=(1, 1))
+    except ModelError as error:
+        return str(error)
+    except Exception:
+        return None
+    return None
+
+
+def _register() -> None:
+    AttentionInterface.register(NAME, _attend)
+    AttentionMaskInterface.register(NAME, _no_mask)
+
+
 def _no_mask(
     *args: Any, config: Any = None, use_vmap: bool = False, local_size: int | None = None, **kwargs: Any
 ) -> None:
     """No mask, since `_attend` makes none but causal and sliding ones; whoever asks for another one is refused."""
     if use_vmap or (local_size is not None and local_size != getattr(config, "sliding_window", None)):
         raise ModelError(
-            "packed attention knows causal and sliding attention: this language model asks for a mask of another kind "
-            "and cannot be trained"
+            "cannot be trained, because it asks for a mask of another kind than packed attention knows: causal and "
+            "sliding ones"
         )
 
 
@@ -58,7 +82,7 @@ def _attend(
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
     *,
-    sample_lengths: Sequence[int],
+    sample_lengths: Sequence[int] | None = None,
     scaling: float | None = None,
     dropout: float = 0.0,
     sliding_window: int | None = None,
@@ -67,7 +91,11 @@ def _attend(
     """query [1, heads, T, d], key and value [1, kv_heads, T, d] -> [1, T, heads, d]."""
     for name, what in REFUSED.items():
         if kwargs.get(name) is not None:
-            raise ModelError(f"packed attention does not know {what}: this language model cannot be trained")
+            raise ModelError(f"cannot be trained, because packed attention does not know {what}")
+    if attention_mask is not None:
+        raise ModelError("cannot be trained, because it makes masks by itself, which packed attention does not know")
+    if sample_lengths is None:
+        raise ModelError("cannot be trained, because it does not tell its attention where the samples of a pack end")
     assert query.shape[0] == 1 and sum(sample_lengths) == query.shape[2], (query.shape, sample_lengths)
     half = query.dtype in (torch.float16, torch.bfloat16)
     if query.is_cuda and half and not dropout and any(facts.varlen for facts in look()):
@@ -80,7 +108,7 @@ def _attend(
                 q, k, v, attn_mask=band, dropout_p=dropout, is_causal=band is None, scale=scaling, enable_gqa=True
             )
         )
-    return torch.cat(pieces, dim=2).transpose(1, 2), None
+    return torch.cat(pieces, dim=2).transpose(1, 2).contiguous(), None
 
 
 def _band(query: torch.Tensor, window: int | None) -> torch.Tensor | None:

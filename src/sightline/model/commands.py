@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -13,8 +14,8 @@ from sightline.recipe import TEMPLATES, ModelRecipe
 
 def arguments_assemble(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--llm", required=True, metavar="MODEL", help="the language model: a folder or a hub id")
-    add("--vision-tower", required=True, metavar="MODEL", help="the vision model (CLIP, SigLIP, DINOv2)")
+    add("--llm", required=True, type=_name, metavar="MODEL", help="the language model: a folder or a hub id")
+    add("--vision-tower", required=True, type=_name, metavar="MODEL", help="the vision model (CLIP, SigLIP, DINOv2)")
     add("--out", required=True, type=Path, metavar="FOLDER", help="the folder to write")
     add("--projector-from", metavar="PLACE", help="a run, a model folder, a .pth or .bin file (default: a new one)")
     add("--projector-depth", type=int, choices=range(1, 5), default=2, help="its layers (default: %(default)s)")
@@ -85,6 +86,9 @@ def _check_free(out: Path) -> None:
     """Now rather than after minutes of loading."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ModelError(f"{out} is there already; name a folder that is new or empty")
+    above = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise CheckpointError(f"cannot write {out}: {above} is no folder that you may write to; choose another folder")
 
 
 def _written(write: Callable[[], Path], out: Path) -> Path:
@@ -92,6 +96,13 @@ def _written(write: Callable[[], Path], out: Path) -> Path:
         return write()
     except OSError as error:
         raise CheckpointError(f"cannot write {out}: {error.strerror or error}; choose another folder") from error
+
+
+def _name(text: str) -> str:
+    """A type of argparse: a folder or a hub id."""
+    if not text:
+        raise argparse.ArgumentTypeError("the name is empty")
+    return text
 
 
 def _bytes(text: str) -> int:

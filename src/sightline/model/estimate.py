@@ -105,7 +105,10 @@ def operations(model: nn.Module, *, recompute: bool = False) -> Operations:
     again = 1 if recompute else 0
     for layer, window in zip(llm.layers, windows(text), strict=True):
         if any(p.ndim > 2 for p in layer.parameters()):
-            raise ModelError(f"{text.model_type}: operations of a mixture of experts are not known beforehand")
+            raise ModelError(
+                f"the language model ({text.model_type}) is a mixture of experts: which of them a token takes is not "
+                f"known beforehand, so neither operations nor memory can be told"
+            )
         cost, flows = _linear(layer, flows, again=again)
         per_token += cost
         seen[window] = seen.get(window, 0.0) + 4.0 * width * (1 + again * flows + 2 * flows)

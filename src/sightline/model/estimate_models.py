@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -12,10 +14,11 @@ import torch
 from transformers import AutoConfig, LlavaConfig, LlavaForConditionalGeneration
 
 from sightline.errors import ModelError
+from sightline.model.llm import check_llm, readable_llm
 from sightline.model.next import NEXT, make_tiles
 from sightline.model.projector import new_projector
-from sightline.model.reading import model_folder, quiet, reading
-from sightline.model.vision import select_strategy, tokens_per_image
+from sightline.model.reading import WHOLE, model_folder, quiet, reading
+from sightline.model.vision import checked_tower, select_strategy, tokens_per_image
 from sightline.recipe import ModelRecipe
 
 SHIPPED = Path(__file__).with_name("estimate_models.json")
@@ -64,7 +67,7 @@ def blank_model(spec: ModelRecipe, *, layers: int | None = None) -> Blank:
     config.image_seq_length = tokens = tokens_per_image(config)
     with quiet(), torch.device("meta"):
         model = LlavaForConditionalGeneration(config)
-        model.model.multi_modal_projector = new_projector(config, getattr(spec, "projector_depth", 2))
+        model.model.multi_modal_projector = new_projector(config, spec.projector_depth)
     if grids is None:
         return Blank(model, tokens, 1)
     tiles = make_tiles(tower, tokens, grids or None)
@@ -76,51 +79,60 @@ def blank_model(spec: ModelRecipe, *, layers: int | None = None) -> Blank:
 def model_parts(spec: ModelRecipe) -> tuple[Any, Any, list[Any] | None]:
     """Language model, vision tower, and the grids of LLaVA-NeXT: none given, or no NeXT at all (None)."""
     grids = list(spec.grid_pinpoints or []) if spec.next or spec.grid_pinpoints else None
+    layer = spec.vision_feature_layer
     if spec.from_model is None:
         assert spec.llm is not None and spec.vision_tower is not None
-        return _language_model(spec.llm), _vision_tower(spec.vision_tower), grids
+        return _language_model(spec.llm), _vision_tower(spec.vision_tower, layer), grids
     known = shipped()["whole"].get(spec.from_model)
     if known and not Path(spec.from_model).is_dir():
         grids = grids or [] if known.get("next") else grids
-        return _language_model(known["llm"]), _vision_tower(known["vision_tower"]), grids
+        return _language_model(known["llm"]), _vision_tower(known["vision_tower"], layer), grids
     with reading(spec.from_model), quiet():
         config = AutoConfig.from_pretrained(model_folder(spec.from_model))
-    if not hasattr(config, "vision_config"):
-        raise ModelError(f"{spec.from_model} is a {config.model_type!r} model, not a vision-language model")
+    if config.model_type not in WHOLE:
+        raise ModelError(f"model.from_model: {spec.from_model} is {config.model_type!r}, not a LLaVA or LLaVA-NeXT")
     if config.model_type == NEXT:
         grids = grids or list(config.image_grid_pinpoints)
     return config.text_config, config.vision_config, grids
 
 
 def _language_model(name: str) -> Any:
-    config, entry = _configuration("llm", name)
-    if entry is None:
-        added = _added_tokens(name, config.vocab_size)
+    if (entry := _entry("llm", name)) is not None:
+        config, added = AutoConfig.for_model(**entry["config"]), NEW_TOKENS if entry.get("no_free_rows") else 0
     else:
-        added = NEW_TOKENS if entry.get("no_free_rows") else 0
+        with _at_hand("llm", name):
+            place = readable_llm(name)
+            config = AutoConfig.from_pretrained(place)
+        check_llm(config, name)
+        added = _added_tokens(place, config.vocab_size)
     if added:  # as assembling does, in rows of 64
         config.vocab_size = -(-(config.vocab_size + added) // 64) * 64
     return config
 
 
-def _vision_tower(name: str) -> Any:
-    config, _ = _configuration("vision_tower", name)
-    return getattr(config, "vision_config", config)
+def _vision_tower(name: str, layer: int) -> Any:
+    if (entry := _entry("vision_tower", name)) is not None:
+        config = AutoConfig.for_model(**entry["config"])
+    else:
+        with _at_hand("vision_tower", name):
+            config = AutoConfig.from_pretrained(name)
+    return checked_tower(config, name, layer)
 
 
-def _configuration(kind: str, name: str) -> tuple[Any, dict[str, Any] | None]:
-    """A folder's own configuration, else the shipped one, else what the hub or its cache has."""
-    entry = None if Path(name).is_dir() else shipped()[kind].get(name)
-    if entry is not None:
-        return AutoConfig.for_model(**entry["config"]), entry
+def _entry(kind: str, name: str) -> dict[str, Any] | None:
+    """What is shipped of a name; None where a folder is called so, or nothing is."""
+    return None if Path(name).is_dir() else shipped()[kind].get(name)
+
+
+@contextmanager
+def _at_hand(kind: str, name: str) -> Iterator[None]:
+    """Read the configuration of a folder, or what the hub or its cache has."""
     try:
         with reading(name), quiet():
-            config = AutoConfig.from_pretrained(name)
+            yield
     except ModelError as error:
-        raise ModelError(
-            f"model.{kind}: {str(error).rstrip('.')}; Sightline ships the sizes of {_some(kind)}"
-        ) from error
-    return config, None
+        hint = "" if Path(name).is_dir() else f"; Sightline ships the sizes of {_some(kind)}"
+        raise ModelError(f"model.{kind}: {str(error).rstrip('.')}{hint}") from error
 
 
 def _added_tokens(name: str, rows: int) -> int:

@@ -8,6 +8,7 @@ the same to the last bit but for the order of sums.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -46,14 +47,14 @@ KEPT = (
 """What these configurations say in the same words as Llama's."""
 
 
-def family(config: Any) -> str | None:
-    """Which of the families a config.json belongs to; None for any other."""
+def family(config: Any, name: object) -> str | None:
+    """Which of the families the config.json of `name` belongs to; None for any other."""
     kind = config.get("model_type") if isinstance(config, dict) else None
     if kind not in CAUSAL:
         return None
     named = config.get("architectures") or [CAUSAL[kind]]
     if CAUSAL[kind] not in named:
-        raise ModelError(f"this {kind} is a {named[0]}, not a language model ({CAUSAL[kind]})")
+        raise ModelError(f"{name} is an {named[0]} ({kind}), not a language model ({CAUSAL[kind]})")
     return kind
 
 
@@ -65,18 +66,19 @@ def llamafy(source: Path, out: Path, *, max_shard_size: int = 5 * 10**9, weights
     """
     with reading(source):
         old = json.loads((source / "config.json").read_text(encoding="utf-8"))
-        kind = family(old)
+        kind = family(old, source)
         if kind is None:
-            raise ModelError(f"{source} is {old.get('model_type')!r}; InternLM, InternLM2 and Phi-3 become Llamas")
+            named = repr(old.get("model_type")) if isinstance(old, dict) else "something else (see its config.json)"
+            raise ModelError(f"{source} is {named}; InternLM, InternLM2 and Phi-3 become Llamas")
         config = llama_config(old, kind)
     files = weight_files(source) if weights else []
     if weights and not files:
         raise ModelError(f"{source} has no weights (.safetensors or pytorch_model*.bin)")
     with appearing(out, needs=sum(file.stat().st_size for file in files)) as partial:
         (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        carry_tokenizer(source, partial, keep=kind == "phi3")
-        if weights:
-            with reading(source):
+        with reading(source):
+            carry_tokenizer(source, partial, keep=kind == "phi3")
+            if weights:
                 _write(_renamed(files, kind, LlamaConfig(**config)), partial, max_shard_size, source)
     return out
 
@@ -123,11 +125,20 @@ def window_note(old: dict[str, Any]) -> str:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The files of a model's weights, in order: those of its index, or else all there are."""
+    """The files of a model's weights, in order: those of its index, or else all there are.
+
+    Raises ModelError where the index is damaged, or names a file that is missing.
+    """
     for pattern in ("*.safetensors", "pytorch_model*.bin"):
         for index in folder.glob(f"{pattern}.index.json"):
-            table = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-            return [folder / name for name in sorted(set(table.values()))]
+            try:
+                table = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+                files = [folder / Path(name).name for name in sorted(set(table.values()))]
+            except (ValueError, LookupError, TypeError, AttributeError) as error:
+                raise ModelError(f"{index} is damaged; copy it again") from error
+            if gone := [file.name for file in files if not file.is_file()]:
+                raise ModelError(f"{folder} is not complete: {len(gone)} files of its weights are missing ({gone[0]})")
+            return files
         if found := sorted(folder.glob(pattern)):
             return found
     return []
@@ -159,11 +170,18 @@ def _internlm(name: str, tensor: torch.Tensor, config: LlamaConfig) -> Named:
 
 
 def _internlm2(name: str, tensor: torch.Tensor, config: LlamaConfig) -> Named:
-    """wqkv holds, for each group of heads: its queries, then its one key, then its one value."""
+    """wqkv holds, for each group of heads: its queries, then its one key, then its one value.
+
+    Also of an adapter: the rows of its outer factor are those of the weight, the inner one serves all three.
+    """
     if ".attention.wqkv." not in name:
         for old, new in INTERNLM2_NAMES.items():
             name = name.replace(f".{old}.", f".{new}.")
-        yield ("lm_head.weight" if name == "output.weight" else name), tensor
+        yield re.sub(r"^output\.", "lm_head.", name), tensor
+        return
+    if ".lora_A." in name:
+        for short in "qkv":
+            yield name.replace("attention.wqkv", f"self_attn.{short}_proj"), tensor
         return
     width = config.hidden_size // config.num_attention_heads
     groups = config.num_key_value_heads

@@ -19,11 +19,10 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from sightline.errors import ModelError
+from sightline.model.attention import objection
 from sightline.model.llamafy import family, llamafy, weight_files
-from sightline.model.reading import REPORTED, check_keys, quiet, reading
+from sightline.model.reading import REPORTED, WHOLE, check_keys, check_layers, quiet, reading
 from sightline.runtime import cache_folder, rank_0_first, say
-
-WHOLE = ("llava", "llava_next")
 
 MADE = {"internlm": "InternLM", "internlm2": "InternLM2"}
 """Families that transformers does not know: Llamas are made of them."""
@@ -42,9 +41,8 @@ def readable_llm(name: str, *, weights: bool = False) -> str:
 
     That one is kept in the cache, so it is made once; without `weights` it is a configuration and a tokenizer.
     """
-    with reading(name), quiet():
-        config, _ = PreTrainedConfig.get_config_dict(name)
-    if family(config) not in MADE:
+    kind = made_of(name)
+    if kind is None:
         return name
     with reading(name):
         source = fetched(name, weights=weights)
@@ -56,12 +54,26 @@ def readable_llm(name: str, *, weights: bool = False) -> str:
 
     def make() -> None:
         if not place.is_dir():
-            llamafy(source, place, weights=weights)
+            try:
+                llamafy(source, place, weights=weights)
+            except OSError as error:
+                raise ModelError(
+                    f"cannot write {name} as a Llama to {place}: {error.strerror or error}; name another folder by the "
+                    f"environment variable SIGHTLINE_CACHE"
+                ) from error
             if weights:
-                say(f"{name} is an {MADE[config['model_type']]}: written as a Llama to {place}")
+                say(f"{name} is an {MADE[kind]}: written as a Llama to {place}")
 
     rank_0_first(make)
     return str(place)
+
+
+def made_of(name: str) -> str | None:
+    """The family of a language model that is read as a Llama; None where it is read as it is."""
+    with reading(name), quiet():
+        config, _ = PreTrainedConfig.get_config_dict(name)
+    found = family(config, name)
+    return found if found in MADE else None
 
 
 def fetched(name: str, *, weights: bool) -> Path:
@@ -72,7 +84,7 @@ def fetched(name: str, *, weights: bool) -> Path:
     if weights:
         for pattern in ("*.safetensors", "pytorch_model*.bin"):
             folder = Path(snapshot_download(name, allow_patterns=[pattern]))
-            if weight_files(folder):
+            if any(folder.glob(pattern)):  # not its index, which has come along already
                 break
     return folder
 
@@ -84,6 +96,12 @@ def llm_config(name: str) -> Any:
     """
     with reading(name):
         config = AutoConfig.from_pretrained(readable_llm(name))
+    check_llm(config, name)
+    return config
+
+
+def check_llm(config: Any, name: str) -> None:
+    """Raise ModelError for the configuration of what is no language model that LLaVA could carry."""
     if config.model_type in WHOLE:
         raise ModelError(
             f"model.llm: {name} is {config.model_type!r}, not a language model; to go on with a whole model, name it "
@@ -93,7 +111,6 @@ def llm_config(name: str) -> Any:
         raise ModelError(f"model.llm: {name} is {config.model_type!r}, not a language model")
     if reason := _obstacle(config):
         raise ModelError(f"model.llm: {name} ({config.model_type}) {reason}")
-    return config
 
 
 def llm_tokenizer(name: str) -> Any:
@@ -108,6 +125,7 @@ def load_llm(name: str) -> PreTrainedModel:
     with reading(folder), quiet():
         llm, report = AutoModelForCausalLM.from_pretrained(folder, **REPORTED)
     check_keys(name, report, "missing", "mismatched")
+    check_layers(name, report, llm)
     return llm
 
 
@@ -125,18 +143,27 @@ def make_room(llm: PreTrainedModel, vocabulary: int) -> None:
     Many models have more rows than their tokenizer has tokens: then those are used, and nothing changes.
     """
     old = llm.get_input_embeddings().weight.shape[0]
-    if vocabulary <= old:
+    if rows_for(vocabulary, old) == old:
         return
-    llm.resize_token_embeddings(vocabulary, pad_to_multiple_of=64, mean_resizing=False)
+    llm.resize_token_embeddings(rows_for(vocabulary, old), mean_resizing=False)
     for layer in (llm.get_input_embeddings(), llm.get_output_embeddings()):
         with torch.no_grad():
             layer.weight[old:] = layer.weight[:old].float().mean(0).to(layer.weight.dtype)
 
 
+def rows_for(vocabulary: int, rows: int) -> int:
+    """Rows of embeddings for so many tokens, of a model that has `rows`."""
+    return rows if vocabulary <= rows else -(-vocabulary // 64) * 64
+
+
 def _obstacle(config: Any) -> str | None:
     """Why LLaVA cannot carry a language model, or training cannot pack for it; None where both can."""
-    if config.get_text_config() is not config:
-        return "sees pictures by itself; name a language model without a vision tower of its own"
+    try:
+        alone = config.get_text_config() is config
+    except ValueError:  # there are several
+        alone = False
+    if not alone:
+        return "sees or hears by itself; name a language model without a tower of its own"
     kind: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     if not kind._supports_attention_backend:
         return "computes attention in a way of its own, in which packed samples would see each other"
@@ -146,8 +173,8 @@ def _obstacle(config: Any) -> str | None:
     if getattr(config, "attn_logit_softcapping", None) is not None:
         return "caps the scores of attention softly (as Gemma 2 does), which packed attention does not know"
     try:
-        return _odd_head(config)
-    except (AttributeError, TypeError, KeyError, RuntimeError) as error:
+        return _tried(config)
+    except (AttributeError, TypeError, KeyError, ValueError, ArithmeticError, RuntimeError) as error:
         return f"is built in a way that Sightline cannot take apart ({error})"
 
 
@@ -169,14 +196,16 @@ class _Stub(nn.Module):
         return _Output(last_hidden_state=self.hidden)
 
 
-def _odd_head(config: Any) -> str | None:
-    """What is odd about the way from hidden states to logits: tried on a model without decoder and weights."""
+def _tried(config: Any) -> str | None:
+    """What is odd about the attention, and the way from hidden states to logits: tried on a model without weights."""
     small = copy.deepcopy(config)
     small.vocab_size, small.pad_token_id = 8, 0
     with torch.device("meta"), quiet():
         llm: Any = AutoModelForCausalLM.from_config(small)
     if config.tie_word_embeddings and not hasattr(llm.base_model, "embed_tokens"):
         return "ties its head to embeddings that are not called embed_tokens, where transformers' LLaVA looks for them"
+    if reason := objection(llm):
+        return reason
     head = llm.get_output_embeddings()
     if not isinstance(head, nn.Linear) or head.bias is not None:
         return MORE

@@ -19,15 +19,17 @@ from transformers import (
 )
 
 from sightline.errors import ModelError
-from sightline.model.next import NEXT, check_processor, tiles_of
+from sightline.model.next import check_processor, tiles_of
 from sightline.model.projector import deeper, depth_of, read_own_projector, readable
-from sightline.model.quantize import bitsandbytes, check_widths
-from sightline.model.reading import REPORTED, check_keys, model_folder, quiet, reading
+from sightline.model.quantize import bitsandbytes
+from sightline.model.reading import REPORTED, WHOLE, check_keys, model_folder, quiet, reading
+from sightline.model.tune import check_quantizable
 from sightline.model.vision import tokens_per_image
 from sightline.prompt.own_template import AUTO, own_template
 from sightline.prompt.prompter import Prompter, template_named
 from sightline.prompt.render import render, to_text
 from sightline.prompt.templates import TEMPLATES, Template
+from sightline.recipe import TuneRecipe
 from sightline.runtime import pick_device, pick_dtype, say
 from sightline.types import Message, Text, ask
 
@@ -72,14 +74,14 @@ def load(
     options: dict[str, Any] = REPORTED | {"dtype": pick_dtype(dtype, where)}
     if bits is not None:
         options |= {"quantization_config": _quantized(bits, options["dtype"], where), "device_map": {"": where}}
+        if bits == 4:
+            check_quantizable(config.text_config, TuneRecipe(llm="frozen", llm_bits=4), where)
     with reading(path), quiet():
         model, report = AutoModelForImageTextToText.from_pretrained(path, config=readable(config), **options)
     check_keys(path, deeper(report, depth_of(config)), "missing", "unexpected", "mismatched")
     read_own_projector(model, path)
     if bits is None:
         model.to(where)
-    if bits == 4:
-        check_widths([layer for layer in model.modules() if type(layer).__name__ == "Linear4bit"], where)
     prompter = Prompter(
         tokenizer=tokenizer,
         template=written_in,
@@ -95,7 +97,7 @@ def load_parts(path: str | Path) -> tuple[Any, Any, Any]:
     path = model_folder(path)
     with reading(path), quiet():
         config = AutoConfig.from_pretrained(path)
-        if config.model_type not in ("llava", NEXT):
+        if config.model_type not in WHOLE:
             raise ModelError(
                 f"{path} is a {config.model_type!r} model, not a LLaVA model; assemble or convert it first"
             )

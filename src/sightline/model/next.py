@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import nn
 from transformers import LlavaForConditionalGeneration as Llava
 from transformers import LlavaNextConfig
@@ -15,6 +13,7 @@ from transformers import LlavaNextForConditionalGeneration as LlavaNext
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 
 from sightline.errors import ModelError
+from sightline.model.projector import Found, unsound
 from sightline.prompt.tiles import Tiles, as_grids, grids_of, square_grids
 from sightline.recipe import ModelRecipe
 from sightline.runtime import say
@@ -128,18 +127,19 @@ def with_tiles(model: Llava | LlavaNext, tiles: Tiles) -> LlavaNext:
     return made.eval()
 
 
-def load_newline(model: Llava | LlavaNext, source: Path) -> None:
+def load_newline(model: Llava | LlavaNext, found: Found) -> None:
     """Take the `image_newline` from where the projector came from; it stays new where there is none."""
     if not isinstance(model, LlavaNext):
         return
-    for file in sorted((*source.glob("*.safetensors"), *source.glob("hf/*.safetensors"))):
-        with safe_open(file, framework="pt") as tensors:
-            for name in tensors.keys():  # noqa: SIM118
-                if name.rpartition(".")[2] == "image_newline":
-                    model.model.image_newline.data = tensors.get_tensor(name).to(model.model.image_newline.dtype)
-                    say(f"image_newline: from {file.parent}")
-                    return
-    say(f"image_newline: new, for there is none in {source}")
+    own, other = model.model.image_newline, found.newline
+    if other is None:
+        say(f"image_newline: new, for there is none in {found.source}")
+        return
+    wrong = f"is {list(other.shape)}, not {list(own.shape)}" if other.shape != own.shape else unsound(other)
+    if wrong:
+        raise ModelError(f"the image_newline of {found.source} does not fit this language model: it {wrong}")
+    own.data = other.to(own.dtype, copy=True)
+    say(f"image_newline: from {found.source}")
 
 
 def projector_parts(model: Llava | LlavaNext) -> tuple[nn.Module, ...]:

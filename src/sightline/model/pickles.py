@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import collections
 import pickle
+import warnings
 import zipfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -85,7 +86,8 @@ def read_pickle(path: Path) -> Any:
     """The content of a .pth, .pt or .bin file, its tensors mapped from the disk; ModelError where it is none."""
     try:
         if not zipfile.is_zipfile(path):  # before torch 1.6
-            return torch.load(path, map_location="cpu", weights_only=True)
+            with warnings.catch_warnings(action="ignore"):
+                return torch.load(path, map_location="cpu", weights_only=True)
         with zipfile.ZipFile(path) as archive:
             if any(name.endswith("/constants.pkl") for name in archive.namelist()):
                 raise ModelError(f"{path} is a TorchScript program, not a file of weights")
@@ -106,4 +108,4 @@ def tensors_in(content: Any) -> dict[str, torch.Tensor]:
             break
     if not isinstance(content, dict):
         return {}
-    return {name: tensor for name, tensor in content.items() if isinstance(tensor, torch.Tensor)}
+    return {name: it for name, it in content.items() if isinstance(name, str) and isinstance(it, torch.Tensor)}

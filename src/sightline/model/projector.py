@@ -38,6 +38,9 @@ NAMES = (
 )
 """How transformers, LLaVA (several layers; one) and XTuner (checkpoint; folder) name a layer, and its number."""
 
+NEWLINE = re.compile(r"(?:^|\.)image_newline$")
+"""How they all name what ends a row of tiles."""
+
 
 class DeepProjector(nn.Module):
     """Linear layers with an activation between them."""
@@ -123,6 +126,8 @@ class Found:
     """The file, or the folder of files, that it was in."""
     tensors: dict[str, torch.Tensor] = field(default_factory=dict)
     """By the names of transformers: linear_1.weight, ..."""
+    newline: torch.Tensor | None = None
+    """The `image_newline` that a LLaVA-NeXT has beside it."""
     left_over: Counter[str] = field(default_factory=Counter)
     """How many other tensors there were, by the beginning of their names."""
 
@@ -133,25 +138,34 @@ class Found:
     def add(self, name: str, tensor: Any) -> None:
         for pattern, number in NAMES:
             if match := pattern.search(name):
-                self.tensors[f"linear_{number(int(match[1] or 0))}.{match[2]}"] = tensor
+                own = f"linear_{number(int(match[1] or 0))}.{match[2]}"
+                if own in self.tensors and not torch.equal(self.tensors[own], tensor):
+                    raise ModelError(f"{self.source} holds more than one projector (two of {own}); name one file of it")
+                self.tensors[own] = tensor
                 return
-        if not name.endswith("image_newline"):  # next.py takes it
+        if NEWLINE.search(name):
+            self.newline = tensor
+        else:
             self.left_over[name.split(".")[0]] += 1
 
 
-def load_projector(model: Any, source: str) -> Path:
+def load_projector(model: Any, source: str) -> Found:
     """Replace a model's projector by that of `source`, and say what was loaded and what was left over there.
 
-    Returns the file or folder that it was in. Raises ModelError where there is none, or one of other layers or shapes.
+    Returns what was found. Raises ModelError where there is none, or one of other layers, shapes or contents.
     """
+    if not source:
+        raise ModelError("model.projector_from: an empty name; leave it out for a new projector")
     found = find_projector(Path(source))
     _fill(model.model.multi_modal_projector, found)
+    if found.newline is not None and not hasattr(model.model, "image_newline"):
+        found.left_over["image_newline"] += 1
     others = ", ".join(f"{count} of {name}" for name, count in found.left_over.most_common(4))
     say(
         f"projector: {len(found.tensors)} tensors from {found.source}, none missing; left over there: "
         f"{others or 'nothing'}"
     )
-    return found.source
+    return found
 
 
 def _fill(projector: nn.Module, found: Found) -> None:
@@ -163,14 +177,22 @@ def _fill(projector: nn.Module, found: Found) -> None:
         for name, tensor in own.items()
         if name in found.tensors and found.tensors[name].shape != tensor.shape
     ]
+    wrong += [f"{name} {what}" for name, tensor in found.tensors.items() if (what := unsound(tensor))]
     if wrong:
         depth = len([name for name in own if name.endswith("weight")])
-        hint = f" (it has {found.depth} layers; model.projector_depth is {depth})" if found.depth != depth else ""
+        hint = f" (its depth is {found.depth}; model.projector_depth is {depth})" if found.depth != depth else ""
         raise ModelError(
             f"the projector of {found.source} does not fit this language model and vision tower: "
             f"{'; '.join(wrong[:4])}{hint}"
         )
     projector.load_state_dict(found.tensors)
+
+
+def unsound(tensor: torch.Tensor) -> str | None:
+    """Why a tensor can be no weight; None where it can."""
+    if not tensor.is_floating_point():
+        return f"is of {str(tensor.dtype).removeprefix('torch.')}"
+    return None if tensor.isfinite().all() else "has entries that are not finite"
 
 
 def find_projector(source: Path) -> Found:
@@ -208,7 +230,7 @@ def _read(place: Path) -> Found:
     kinds = ("*.safetensors", "*.bin", "mp_rank_00_model_states.pt") if place.is_dir() else ("",)
     for kind in kinds:
         found = Found(place)
-        for file in sorted(place.glob(kind)) if kind else [place]:
+        for file in sorted(file for file in place.glob(kind) if file.is_file()) if kind else [place]:
             for name, tensor in _tensors(file):
                 found.add(name, tensor)
         if found.tensors:
@@ -226,7 +248,7 @@ def _tensors(file: Path) -> Iterator[tuple[str, Any]]:
         try:
             with safe_open(file, framework="pt") as tensors:
                 for name in tensors.keys():  # noqa: SIM118
-                    wanted = any(pattern.search(name) for pattern, _ in NAMES)
+                    wanted = any(pattern.search(name) for pattern in (NEWLINE, *(known for known, _ in NAMES)))
                     yield name, tensors.get_tensor(name) if wanted else None
         except (SafetensorError, OSError) as error:
             raise ModelError(f"the weights in {file} are damaged ({error}); copy or convert them again") from error

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import pickle
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
-from huggingface_hub.errors import StrictDataclassError
+from huggingface_hub import try_to_load_from_cache
 from safetensors import SafetensorError
+from torch import nn
 from transformers.utils import logging as transformers_logging
 
-from sightline.errors import ModelError
+from sightline.errors import ModelError, UserError
 from sightline.model.weights import LEARNED, checkpoints
+
+WHOLE = ("llava", "llava_next")
+"""`model_type` of what is put together already."""
 
 REPORTED = {"output_loading_info": True, "ignore_mismatched_sizes": True}
 """Arguments of `from_pretrained` with which it tells what does not fit; `check_keys` refuses it."""
@@ -25,6 +31,17 @@ def check_keys(path: str | Path, report: dict[str, Any], *kinds: str) -> None:
     if found:
         shown = "; ".join(f"{len(keys)} {kind}, such as {_shown(min(keys))}" for kind, keys in found.items())
         raise ModelError(f"the weights in {path} do not fit its config.json ({shown})")
+
+
+def check_layers(path: str | Path, report: dict[str, Any], model: nn.Module) -> None:
+    """Raise ModelError where the files hold more layers than config.json counts: they would be left out."""
+    known = {re.sub(r"\.\d+\.", ".0.", name) for name in model.state_dict()}
+    cut = [key for key in report["unexpected_keys"] if re.sub(r"\.\d+\.", ".0.", key) in known]
+    if cut:
+        raise ModelError(
+            f"the weights in {path} do not fit its config.json, which counts fewer layers ({len(cut)} tensors are too "
+            f"many, such as {min(cut)})"
+        )
 
 
 def _shown(key: str | tuple[str, Sequence[int], Sequence[int]]) -> str:
@@ -40,17 +57,39 @@ def model_folder(path: str | Path) -> str | Path:
 
 @contextmanager
 def reading(path: str | Path) -> Iterator[None]:
-    """Turn what transformers says about a folder that is no model into one line."""
+    """Turn what transformers says about a folder that is no model into one line.
+
+    A folder that is missing is not looked for on the hub.
+    """
+    _check_there(str(path))
     try:
         yield
-    except (OSError, ValueError, KeyError, RuntimeError, StrictDataclassError) as error:
-        if Path(path).is_dir() and not (Path(path) / "config.json").is_file():
-            raise ModelError(f"{path} is not a model folder: it has no config.json{_of_a_run(Path(path))}") from error
-        if not Path(path).exists() and (str(path).startswith((".", "/", "~")) or str(path).count("/") != 1):
-            raise ModelError(f"no model folder {path}") from error
-        raise ModelError(f"cannot load {path}: {_one_line(error)}") from error
+    except UserError:
+        raise
     except SafetensorError as error:
         raise ModelError(f"the weights in {path} are damaged ({error}); copy or convert them again") from error
+    except pickle.UnpicklingError as error:  # torch would advise to read the file without its precautions
+        raise ModelError(
+            f"a .bin file in {path} is damaged, or holds more than weights, and nothing in it is run; take the model's "
+            f".safetensors"
+        ) from error
+    except Exception as error:  # transformers and tokenizers trip over odd files in every way there is
+        if Path(path).is_dir() and not (Path(path) / "config.json").is_file():
+            raise ModelError(f"{path} is not a model folder: it has no config.json{_of_a_run(Path(path))}") from error
+        raise ModelError(f"cannot load {path}: {_one_line(error)}") from error
+
+
+def _check_there(path: str) -> None:
+    """Raise ModelError for what is no folder, and no name on the hub: that has one owner, who is no folder here."""
+    if Path(path).is_file():
+        raise ModelError(f"{path} is a file, not a model folder")
+    if path and Path(path).exists():
+        return
+    owner, _, name = path.partition("/")
+    if path.startswith((".", "/", "~")) or not name or "/" in name:
+        raise ModelError(f"no model folder {path or repr(path)}")
+    if Path(owner).is_dir() and not isinstance(try_to_load_from_cache(path, "config.json"), str):
+        raise ModelError(f"no model folder {path}: there is none of this name in {owner}")
 
 
 def _of_a_run(folder: Path) -> str:
@@ -77,4 +116,7 @@ def quiet() -> Iterator[None]:
 
 
 def _one_line(error: Exception) -> str:
-    return shorten(str(error) or type(error).__name__, 500, placeholder=" ...")
+    said = str(error)
+    if isinstance(error, (LookupError, TypeError, AttributeError, ArithmeticError, AssertionError)):
+        said = f"{type(error).__name__}: {said}"  # by itself it may be no more than the name of a key
+    return shorten(said or type(error).__name__, 500, placeholder=" ...")

@@ -8,9 +8,8 @@ import torch
 
 from sightline.errors import CheckpointError, ModelError
 from sightline.model.adapters import merge_adapters
-from sightline.model.assemble import assemble, make_prompter
+from sightline.model.assemble import assemble, check_bits, make_prompter
 from sightline.model.load import VLM
-from sightline.model.quantize import bitsandbytes
 from sightline.model.reading import model_folder
 from sightline.model.tune import apply_tuning, quantize, settle
 from sightline.model.weights import LEARNED, RECIPE, STATE, WEIGHTS, check_base, fingerprints, load_weights
@@ -48,6 +47,9 @@ def restore(
         spec = spec.model_copy(update={"projector_from": None})
     try:
         prompter = make_prompter(spec)
+        if not merged:
+            assert device is not None
+            check_bits(spec, recipe.tune, device)
         # What is new and frozen is in no file: it must be drawn as the run drew it.
         seed_everything(recipe.run.seed)
         vlm = assemble(spec, prompter)
@@ -78,8 +80,6 @@ def answering(folder: Path, device: str, dtype: str, *, template: str | None = N
     if template is not None:
         recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"template": template})})
     where = pick_device(device)
-    if quantized:
-        bitsandbytes("a language model of 4 bits", where)
     say(f"{folder} holds what was learned on {recipe.model.from_model or recipe.model.llm}, which is loaded first")
     chosen = pick_dtype(dtype, where)
     vlm = restore(folder, recipe, device=where, dtype=chosen, merged=not quantized)

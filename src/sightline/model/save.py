@@ -51,7 +51,7 @@ def save(vlm: VLM, folder: str | Path, *, dtype: torch.dtype | None = None, max_
     with appearing(Path(folder), needs=size_of(state)) as partial:
         _write_weights(state, partial, max_shard_size)
         kept = dtype or next(iter(state.values())).dtype
-        _write_json(partial / "config.json", hub_config(vlm.model.config.to_dict(), kept))
+        write_json(partial / "config.json", hub_config(vlm.model.config.to_dict(), kept))
         # Not the language model's own: it may sample, and transformers refuses to write some (Vicuna's).
         GenerationConfig(
             bos_token_id=vlm.prompter.tokenizer.bos_token_id,
@@ -63,9 +63,12 @@ def save(vlm: VLM, folder: str | Path, *, dtype: torch.dtype | None = None, max_
 
 
 def hub_state(
-    state: dict[str, torch.Tensor], config: Any, *, dtype: torch.dtype | None = None
+    state: dict[str, torch.Tensor], config: Any, *, dtype: torch.dtype | None = None, moved: bool = True
 ) -> dict[str, torch.Tensor]:
-    """Rename tensors from memory to the hub's names; a tied head is left out, it is the embedding."""
+    """Rename tensors from memory to the hub's names; a tied head is left out, it is the embedding.
+
+    `moved`: onto the CPU, as they are written; else they stay where and as they are.
+    """
     result = {}
     for name, tensor in exported_state(state, depth_of(config)).items():
         if config.tie_word_embeddings and name == "lm_head.weight":
@@ -73,8 +76,10 @@ def hub_state(
         old, new = next(pair for pair in HUB_NAMES if name.startswith(pair[0]))
         if old == "model.vision_tower." and config.vision_config.model_type.startswith("dinov2"):
             new = "vision_tower."
-        wanted = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
-        result[new + name.removeprefix(old)] = tensor.detach().to("cpu", wanted).contiguous()
+        if moved:
+            wanted = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
+            tensor = tensor.detach().to("cpu", wanted).contiguous()
+        result[new + name.removeprefix(old)] = tensor
     return result
 
 
@@ -99,27 +104,10 @@ def hub_config(config: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
 
 def write_processor(prompter: Prompter, config: Any, folder: Path) -> None:
     """Tokenizer, image processor and chat template, in the files that old and new programs look for."""
-    tokenizer = prompter.tokenizer
     kind = "LlavaProcessor" if prompter.tiles is None else "LlavaNextProcessor"
-    template = to_jinja(prompter.template, bos=tokenizer.bos_token or "", eos=tokenizer.eos_token or "")
-    tokenizer.chat_template = template
-    tokenizer.save_pretrained(folder)
-    (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
-    _write_json(folder / "chat_template.json", {"chat_template": template})
-    settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
-    # The name that transformers 4 knows; 5 reads it as well.
-    settings |= {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "chat_template": template,
-        TEMPLATE_KEY: prompter.template.name,
-        SYSTEM_KEY: prompter.template.default_system,
-        "processor_class": kind,
-    }
-    _write_json(folder / "tokenizer_config.json", settings)
-    special = {key: str(token) for key, token in tokenizer.special_tokens_map.items() if isinstance(token, str)}
-    _write_json(folder / "special_tokens_map.json", special)
+    write_tokenizer(prompter, folder, processor_class=kind)
     image = {**prompter.image_processor.to_dict(), "processor_class": kind}
-    _write_json(folder / "preprocessor_config.json", image)
+    write_json(folder / "preprocessor_config.json", image)
     processor = {
         "processor_class": kind,
         "image_token": IMAGE,
@@ -128,7 +116,31 @@ def write_processor(prompter: Prompter, config: Any, folder: Path) -> None:
         "num_additional_image_tokens": leading_tokens(config.vision_config),
         "vision_feature_select_strategy": config.vision_feature_select_strategy,
     }
-    _write_json(folder / "processor_config.json", processor)
+    write_json(folder / "processor_config.json", processor)
+
+
+def write_tokenizer(prompter: Prompter, folder: Path, **settings: str) -> None:
+    """The tokenizer and the chat template alone; `settings` are written beside the tokenizer's own."""
+    tokenizer = prompter.tokenizer
+    template = to_jinja(prompter.template, bos=tokenizer.bos_token or "", eos=tokenizer.eos_token or "")
+    tokenizer.chat_template = template
+    tokenizer.save_pretrained(folder)
+    (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
+    write_json(folder / "chat_template.json", {"chat_template": template})
+    written = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    # The name that transformers 4 knows; 5 reads it as well.
+    written |= {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "chat_template": template,
+        TEMPLATE_KEY: prompter.template.name,
+        SYSTEM_KEY: prompter.template.default_system,
+    }
+    if isinstance(written.get("extra_special_tokens"), list):
+        # As transformers 4 calls a list of them; it takes the new name for a mapping, and stops.
+        written["additional_special_tokens"] = written.pop("extra_special_tokens")
+    write_json(folder / "tokenizer_config.json", written | settings)
+    special = {key: str(token) for key, token in tokenizer.special_tokens_map.items() if isinstance(token, str)}
+    write_json(folder / "special_tokens_map.json", special)
 
 
 @contextmanager
@@ -137,6 +149,8 @@ def appearing(folder: Path, *, needs: int) -> Iterator[Path]:
 
     What was there under the name before is replaced at the last moment. Raises CheckpointError when there is no space.
     """
+    if folder.is_dir():
+        folder = folder.resolve()  # a link to another disk stays one, and that disk takes the files
     folder.parent.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder.parent).free
     if free < needs:
@@ -150,7 +164,7 @@ def appearing(folder: Path, *, needs: int) -> Iterator[Path]:
     except Exception as error:
         shutil.rmtree(partial, ignore_errors=True)
         if _disk_is_full(error):
-            raise CheckpointError(f"no space left while saving {folder}; free some and go on with --resume") from error
+            raise CheckpointError(f"no space left while writing {folder}; free some and try again (a run goes on with --resume)") from error
         raise
     shutil.rmtree(replaced, ignore_errors=True)
     if folder.exists():
@@ -183,8 +197,9 @@ def _let_read(folder: Path) -> None:
     new.touch()
     rights = new.stat().st_mode
     new.unlink()
-    for file in folder.iterdir():
-        file.chmod(rights)
+    for file in folder.rglob("*"):
+        if file.is_file():
+            file.chmod(rights)
 
 
 def size_of(state: dict[str, torch.Tensor]) -> int:
@@ -198,10 +213,11 @@ def _write_weights(state: dict[str, torch.Tensor], folder: Path, max_shard_size:
         save_file({name: state[name] for name in names}, folder / file, metadata={"format": "pt"})
     if shards.is_sharded:
         index = {"metadata": shards.metadata, "weight_map": shards.tensor_to_filename}
-        _write_json(folder / "model.safetensors.index.json", index)
+        write_json(folder / "model.safetensors.index.json", index)
 
 
-def _write_json(path: Path, content: dict[str, Any]) -> None:
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write what people may read too: indented, in their own letters."""
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False, default=_plain) + "\n", encoding="utf-8")
 
 

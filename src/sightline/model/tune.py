@@ -9,12 +9,13 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import nn
-from transformers import LlavaForConditionalGeneration, LlavaNextForConditionalGeneration
+from transformers import AutoModel, LlavaForConditionalGeneration, LlavaNextForConditionalGeneration
 
 from sightline.errors import RecipeError
 from sightline.model.adapters import add_lora, is_named
 from sightline.model.next import projector_parts
-from sightline.model.quantize import quantize_linear
+from sightline.model.quantize import check_widths, quantize_linear
+from sightline.model.reading import quiet
 from sightline.recipe import LoraRecipe, OptimRecipe, TuneRecipe
 
 Model: TypeAlias = LlavaForConditionalGeneration | LlavaNextForConditionalGeneration
@@ -67,6 +68,16 @@ def quantize(model: Model, tune: TuneRecipe, *, device: torch.device, dtype: tor
     quantize_linear(llm, _linear(llm, leave=saved), device=device, dtype=dtype)
 
 
+def check_quantizable(config: Any, tune: TuneRecipe, device: torch.device) -> None:
+    """Raise UserError where `quantize` would, by the language model's configuration: before its weights are loaded."""
+    if not tune.quantized or device.type != "cpu":
+        return
+    with torch.device("meta"), quiet():
+        llm = AutoModel.from_config(config)
+    saved = _saved({**dict(llm.named_modules()), "lm_head": nn.Identity()}, tune.llm_lora, "tune.llm_lora")
+    check_widths([llm.get_submodule(name) for name in _linear(llm, leave=saved)], device)
+
+
 def settle(model: nn.Module, dtype: torch.dtype) -> None:
     """Learning tensors get full precision; what is frozen is stored as it is computed with, or in its 4 bits."""
     for parameter in model.parameters():
@@ -76,24 +87,27 @@ def settle(model: nn.Module, dtype: torch.dtype) -> None:
 
 def _tune_llm(model: Model, tune: TuneRecipe) -> None:
     llm, frozen = model.model.language_model, tune.freeze_layers or 0
+
+    def learns(name: str) -> bool:
+        return (number := _layer(name)) is None or number >= frozen
+
     layers = _layers(name for name, _ in llm.named_parameters())
     if frozen > len(layers):
         raise RecipeError(f"tune.freeze_layers: {frozen}, but the language model has {len(layers)} layers")
     if tune.llm == "full":
         llm.requires_grad_(True)
         for name, parameter in llm.named_parameters():
-            if (number := _layer(name)) is not None and number < frozen:
-                parameter.requires_grad_(False)
+            parameter.requires_grad_(learns(name))
         if frozen:
             llm.get_input_embeddings().requires_grad_(False)
         model.lm_head.requires_grad_(True)  # after the embeddings: where both are one, it is the head that counts
     elif tune.llm_lora is not None:
         modules = _llm_modules(model)
         saved = _saved(modules, tune.llm_lora, "tune.llm_lora")
-        linear = [name for name in _linear(llm, leave=saved) if (number := _layer(name)) is None or number >= frozen]
-        add_lora(llm, tune.llm_lora, linear, "tune.llm_lora")
-        for name in saved:  # afterwards, because peft freezes all but its adapters
+        add_lora(llm, tune.llm_lora, [name for name in _linear(llm, leave=saved) if learns(name)], "tune.llm_lora")
+        for name in filter(learns, saved):  # afterwards, because peft freezes all but its adapters
             modules[name].requires_grad_(True)
+        _check_saved(modules, tune.llm_lora, "tune.llm_lora")
 
 
 def _tune_tower(model: Model, tune: TuneRecipe) -> None:
@@ -110,12 +124,14 @@ def _tune_tower(model: Model, tune: TuneRecipe) -> None:
         for name in wanted:
             tower.get_parameter(name).requires_grad_(True)
         return
-    saved = _saved(dict(tower.named_modules()), tune.vision_lora, "tune.vision_lora")
+    modules = dict(tower.named_modules())
+    saved = _saved(modules, tune.vision_lora, "tune.vision_lora")
     linear = [name for name in _linear(tower, leave=saved) if f"{name}.weight" in wanted]
     add_lora(tower, tune.vision_lora, linear, "tune.vision_lora")
     for name in wanted:
         if any(name.startswith(f"{module}.") for module in saved):
             tower.get_parameter(name).requires_grad_(True)
+    _check_saved(modules, tune.vision_lora, "tune.vision_lora")
 
 
 def used_parameters(model: Model) -> set[str]:
@@ -167,8 +183,18 @@ def _saved(modules: dict[str, nn.Module], lora: LoraRecipe | None, key: str) -> 
         if not any(is_named(path, name) for path in modules):
             known = sorted({path.rpartition(".")[2] for path in modules} - {""})
             there = ", ".join(name for name in known if not name.isdecimal())
-            raise RecipeError(f"{key}.modules_to_save: no module is named {name}; there are: {there}")
+            raise RecipeError(f"{key}.modules_to_save: no module is named {name or repr(name)}; there are: {there}")
     return [path for path in modules if any(is_named(path, name) for name in wanted)]
+
+
+def _check_saved(modules: dict[str, nn.Module], lora: LoraRecipe, key: str) -> None:
+    for name in lora.modules_to_save or []:
+        named = [module for path, module in modules.items() if is_named(path, name)]
+        if not any(parameter.requires_grad for module in named for parameter in module.parameters()):
+            raise RecipeError(
+                f"{key}.modules_to_save: nothing of {name} can learn: it has no weights, or its layers are frozen or "
+                f"not used; leave it out"
+            )
 
 
 def _learning(modules: tuple[nn.Module, ...]) -> tuple[nn.Parameter, ...]:

@@ -9,7 +9,7 @@ from transformers import MODEL_MAPPING, AutoConfig, AutoImageProcessor, CLIPImag
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
 from sightline.errors import ModelError
-from sightline.model.reading import REPORTED, check_keys, quiet, reading
+from sightline.model.reading import REPORTED, WHOLE, check_keys, check_layers, quiet, reading
 
 NAMES = {
     "clip_vision_model": "CLIP",
@@ -27,6 +27,16 @@ def vision_config(name: str, layer: int) -> Any:
     """
     with reading(name):
         config = AutoConfig.from_pretrained(name)
+    return checked_tower(config, name, layer)
+
+
+def checked_tower(config: Any, name: str, layer: int) -> Any:
+    """The same of a configuration that is at hand."""
+    if config.model_type in WHOLE:
+        raise ModelError(
+            f"model.vision_tower: {name} is a whole model ({config.model_type}); name the vision tower that it was "
+            f"made with, or go on with it as model.from_model"
+        )
     vision = getattr(config, "vision_config", config)
     if vision.model_type == "siglip2_vision_model":
         raise ModelError(
@@ -46,6 +56,11 @@ def vision_config(name: str, layer: int) -> Any:
         )
     if not isinstance(vision.image_size, int) or not isinstance(vision.patch_size, int):
         raise ModelError(f"model.vision_tower: {name} takes pictures that are not square; LLaVA needs squares")
+    if not 0 < vision.patch_size <= vision.image_size:
+        raise ModelError(
+            f"model.vision_tower: the config.json of {name} is wrong: pictures of {vision.image_size} px in patches of "
+            f"{vision.patch_size} px"
+        )
     return vision
 
 
@@ -54,6 +69,7 @@ def load_tower(name: str, config: Any) -> PreTrainedModel:
     with reading(name), quiet():
         tower, report = MODEL_MAPPING[type(config)].from_pretrained(name, **REPORTED)
     check_keys(name, report, "missing", "mismatched")
+    check_layers(name, report, tower)
     return tower
 
 

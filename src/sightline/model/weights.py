@@ -63,6 +63,8 @@ def check_base(folder: Path, now: Mapping[str, str], tune: TuneRecipe) -> None:
         "projector": ("projector", tune.projector == "frozen"),
     }
     # Without a note it is of a version of Sightline that made none.
+    if then and (not isinstance(then, dict) or then.keys() != now.keys()):
+        raise CheckpointError(f"{folder} is damaged: what {STATE} says of its base is unreadable; take an older one")
     other = [name for name, (part, counts) in matters.items() if then and counts and then[part] != now[part]]
     if other:
         raise CheckpointError(
@@ -103,4 +105,6 @@ def load_weights(folder: Path, model: torch.nn.Module) -> None:
         for name, tensor in own.items():
             if tensor.shape != weights[name].shape:
                 raise CheckpointError(f"{folder}: {name} is {list(weights[name].shape)}, expected {list(tensor.shape)}")
+            if not weights[name].isfinite().all():
+                raise CheckpointError(f"{folder} is damaged: {name} has entries that are not finite; take an older one")
             tensor.copy_(weights[name])

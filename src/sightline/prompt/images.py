@@ -6,6 +6,7 @@ import base64
 import http.client
 import io
 import os.path
+import stat
 import urllib.parse
 import urllib.request
 import warnings
@@ -21,6 +22,9 @@ from sightline.types import ImageRef
 
 MAX_PIXELS = 178_956_970
 """Above this a picture is taken for a decompression bomb (Pillow's own limit for an error: 2 x 89,478,485)."""
+
+MAX_SIDE = 65_535
+"""Of a JPEG, too. A longer line of pixels is small itself, but not the square to which it may be padded."""
 
 _END_OF_PNG = b"IEND\xaeB`\x82"
 _END_OF_JPEG, _SCAN_OF_JPEG = b"\xff\xd9", b"\xff\xda"
@@ -115,6 +119,9 @@ def _reason(error: Exception) -> str:
 
 def _open(ref: ImageRef, source: Path | io.BytesIO) -> Image.Image:
     try:
+        if isinstance(source, Path) and not stat.S_ISREG(source.stat().st_mode) and not source.is_dir():
+            # A pipe or a device, whose end may never come.
+            raise DataError(f"image {name_of(ref)} is no file: {source}", "image_unreadable")
         picture = Image.open(source)
     except Image.DecompressionBombError as error:
         raise DataError(f"image {name_of(ref)} is too large ({error}); scale it down", "image_bomb") from error
@@ -129,11 +136,10 @@ def _open(ref: ImageRef, source: Path | io.BytesIO) -> Image.Image:
             raise  # Pillow's, not the system's: the file is damaged
         raise DataError(f"image {name_of(ref)} cannot be read ({error})", "image_unreadable") from error
     width, height = picture.size
-    if width * height > MAX_PIXELS:
+    if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
         picture.close()
-        raise DataError(
-            f"image {name_of(ref)} is too large: {width} x {height} px; scale it below {MAX_PIXELS:,} px", "image_bomb"
-        )
+        limit = f"{MAX_PIXELS:,} px, and each side to {MAX_SIDE:,}"
+        raise DataError(f"image {name_of(ref)} is too large: {width} x {height} px; scale it to {limit}", "image_bomb")
     if picture.mode in ("I", "F"):
         picture.close()
         raise DataError(

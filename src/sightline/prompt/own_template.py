@@ -180,14 +180,12 @@ def _ours(template: Template, tokenizer: Any, messages: Sequence[Message]) -> st
 
 
 def _theirs(tokenizer: Any, messages: Sequence[Message]) -> str:
-    from jinja2 import TemplateError
-
     try:
         text: str = tokenizer.apply_chat_template(
             [{"role": message.role, "content": message.text} for message in messages],
             tokenize=False,
             add_generation_prompt=messages[-1].role == "user",
         )
-    except (TemplateError, TypeError, ValueError, KeyError) as error:
+    except Exception as error:  # a program of somebody else's, which may fail in any way
         raise _Unfit(f"it does not render: {error}") from None
     return text

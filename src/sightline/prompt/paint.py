@@ -78,3 +78,16 @@ def folded(numbers: np.ndarray) -> str:
 def printable(text: str) -> str:
     """The text on one line, control characters as escapes: nothing that a row holds can steer the terminal."""
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
+
+
+def printable_lines(text: str) -> str:
+    """The same, with its line breaks kept."""
+    return "\n".join(map(printable, text.split("\n")))
+
+
+def printable_paint(painted: Text) -> Text:
+    """The same, of what `paint` made."""
+    from rich.text import Text
+
+    pieces = ((printable_lines(painted.plain[span.start : span.end]), span.style) for span in painted.spans)
+    return Text.assemble(*pieces)

@@ -94,10 +94,20 @@ def to_text(segments: Sequence[Segment]) -> str:
     return "".join(part.content.text if isinstance(part.content, Text) else IMAGE for part in segments)
 
 
-def to_jinja(template: Template, *, bos: str = "", eos: str = "") -> str:
+def _marked(start: str, stop: str) -> str:
+    """Jinja for the contents of a message with marked images; those in front get a line each."""
+    return (
+        f"{{% set ns = namespace(front=true) %}}{{% for piece in message['content'].split('{stop}') %}}{{{{ piece }}}}"
+        f"{{% set ns.front = ns.front and piece.startswith('{start}') %}}{{% if not loop.last %}}{{{{ '{stop}' }}}}"
+        "{% if ns.front and not loop.nextitem.startswith('\\n') %}{{ '\\n' }}{% endif %}{% endif %}{% endfor %}"
+    )
+
+
+def to_jinja(template: Template, *, bos: str = "", eos: str = "", marks: tuple[str, str] | None = None) -> str:
     """Write the template as a Jinja chat template, for programs that load an exported model.
 
     Contents may be strings or lists of parts; an image in front of a message gets its own line, as in LLaVA's data.
+    With `marks`, contents are strings in which a program has put a text for each image that begins and ends so.
     """
 
     def quoted(text: str) -> str:
@@ -116,7 +126,11 @@ def to_jinja(template: Template, *, bos: str = "", eos: str = "") -> str:
 
     string, text, image = "{{ message['content'] }}", "{{ part['text'] }}", "{{ '" + IMAGE + "' }}"
     said = contents(string, text, image)
-    if template.images_only:
+    if marks is not None:
+        said = asked = string
+        if not template.images_only:
+            asked = _marked(*marks)
+    elif template.images_only:
         places = "{% for _ in message['content'].split('" + IMAGE + "')[1:] %}" + image + "{% endfor %}"
         asked = contents(places, "", image)
     else:

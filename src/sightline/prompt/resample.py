@@ -85,7 +85,7 @@ def _by_products(picture: Image.Image, across: Axis, down: Axis, colour: tuple[i
     narrow = np.empty((height, 3, across.length), dtype=np.uint8)
     blocks, beyond = _weights(across)
     rest = np.multiply.outer(colour, beyond) + 0.5
-    step = max(1, _CHUNK // width)
+    step = max(1, _CHUNK // max(width, across.length))
     for top in range(0, height, step):
         part = rows[top : top + step].reshape(-1, width)
         given, made = _room("given", *part.shape), _room("made", len(part), across.length)

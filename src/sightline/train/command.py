@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from sightline.recipe import load_recipe
+from sightline.data.layouts import check_names
+from sightline.recipe import Recipe, dump_recipe, load_recipe
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,11 +43,29 @@ def run(args: argparse.Namespace) -> None:
         overrides.append(args.resume)
         args.resume = "auto"
     recipe = load_recipe(args.recipe, overrides)
+    check_names(recipe.data)
     work_dir = Path(args.work_dir or Path("work_dirs", "tiny" if args.tiny else "", Path(args.recipe).stem))
     if args.tiny:
-        from sightline.model.tiny import tiny
-
-        recipe = tiny(recipe, work_dir / "stand-ins")
+        recipe = _small(recipe, work_dir / "stand-ins")
     from sightline.train.loop import train
 
     train(recipe, work_dir, resume=args.resume)
+
+
+def _small(recipe: Recipe, folder: Path) -> Recipe:
+    """The recipe on stand-ins, which one process of each machine makes and the others find."""
+    from sightline.model.tiny import tiny
+    from sightline.runtime import first_of_node, pick_device, rank_0_first
+    from sightline.train.engine import meet
+
+    meet(pick_device(recipe.engine.device))
+    made = folder / "recipe.yaml"
+
+    def make() -> Recipe:
+        if not first_of_node():
+            return load_recipe(str(made))
+        small = tiny(recipe, folder)
+        made.write_text(dump_recipe(small), encoding="utf-8")
+        return small
+
+    return rank_0_first(make)

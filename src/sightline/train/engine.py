@@ -7,16 +7,22 @@ from contextlib import contextmanager
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
+from accelerate.state import AcceleratorState, PartialState
 
 from sightline.data.collate import Batch
 from sightline.devices import Wishes
 from sightline.model.load import VLM
 from sightline.model.tune import Group, settle
 from sightline.recipe import Recipe
-from sightline.runtime import pick
+from sightline.runtime import pick, world_size
 from sightline.train.loss import PackedLoss
 from sightline.train.optim import make_optimizer
+
+
+def meet(device: torch.device) -> None:
+    """Let the processes of a run know of one another, where torchrun (or another launcher) has started several."""
+    if world_size() > 1:
+        PartialState(cpu=device.type == "cpu")
 
 
 class Engine:
@@ -53,6 +59,11 @@ class Engine:
         return self.accelerator.process_index
 
     @property
+    def is_main(self) -> bool:
+        """Whether this is the process that writes files and speaks to the user."""
+        return self.rank == 0
+
+    @property
     def scales(self) -> bool:
         """Whether gradients overflow now and then by design: the scale of float16 is found by trying."""
         return self.accelerator.scaler is not None
@@ -83,6 +94,10 @@ class Engine:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return float(norm) if norm is not None else None
+
+    def wait(self) -> None:
+        """Until all ranks have come here."""
+        self.accelerator.wait_for_everyone()
 
     @contextmanager
     def answering(self) -> Iterator[VLM]:

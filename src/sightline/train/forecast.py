@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from sightline.errors import RecipeError
 from sightline.model.estimate import Part, operations, parameters
 from sightline.model.estimate_fit import GIB, USABLE, Gpu, advise, budget_of, cards_needed, gpus, largest_budget
 from sightline.model.estimate_fit import peak_flops as known_peak
@@ -17,6 +18,10 @@ from sightline.train.rehearse import PackShape, fill, rehearse, tuned
 
 CARDS = (8, 12, 16, 20, 24, 32, 40, 48, 64, 80, 96, 141, 192)
 """Sizes that cards have, in GB."""
+
+
+MOST = 2**18
+"""Tokens of the largest pack that is rehearsed."""
 
 
 @dataclass(frozen=True)
@@ -53,16 +58,18 @@ class Forecast:
 def forecast(recipe: Recipe, rows: Rows, gpu: Gpu, *, count: int, mfu: float) -> Forecast:
     """For `count` devices of a kind, each with a whole copy, that reach the share `mfu` of their peak."""
     blank, _ = tuned(recipe)
+    budget, ideal = budget_of(recipe), operations(blank.model)
+    if budget > MOST:
+        raise RecipeError(f"batch.pack_tokens {budget}: a forecast goes up to {MOST} tokens")
     rehearsal = _Rehearsal(
         rows, recipe.batch.max_length, (blank.tokens_per_image, blank.tiles_per_image), recipe, count
     )
-    budget = budget_of(recipe)
     memory = rehearsal.fullest(recipe, budget)
     kept = memory.weights + memory.gradients + memory.optimizer
     fits = memory.total <= gpu.room
     largest = rehearsal.largest(recipe, gpu.room) if kept < gpu.room else None
     changes = None if fits else advise(recipe, rehearsal.total, gpu.room, largest)
-    cost = executed = rows.operations(operations(blank.model), blank.tiles_per_image)
+    cost = executed = rows.operations(ideal, blank.tiles_per_image)
     if recipe.engine.gradient_checkpointing:
         executed = rows.operations(operations(blank.model, recompute=True), blank.tiles_per_image)
     speed = None if gpu.tflops is None else gpu.tflops * 1e12 * mfu * count / executed
@@ -115,7 +122,7 @@ class _Rehearsal:
         def need(tokens: int) -> float:
             return self._each(recipe, [self.packs(tokens)[worst]])[0].total
 
-        return largest_budget(need, room, first, 64 * self.longest)
+        return largest_budget(need, room, first, max(first, min(64 * self.longest, MOST)))
 
     def _each(self, recipe: Recipe, packs: Sequence[PackShape]) -> list[Memory]:
         plain = recipe.model_dump_json()

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from sightline.prompt.paint import GREEN, folded, marks_for
+from sightline.prompt.paint import GREEN, folded, marks_for, printable, printable_paint
 from sightline.recipe import load_recipe
 
 if TYPE_CHECKING:
@@ -50,8 +50,9 @@ def run(args: argparse.Namespace) -> None:
     for source in open_sources(recipe.data, prompter, recipe.batch.max_length):
         for conversation, encoded in _first(source, args.n):
             facts = f"{len(encoded.ids)} tokens, {encoded.num_targets} targets, {len(encoded.images)} images"
-            console.print(Text(f"{conversation.origin} (id {conversation.id!r}): {facts}", style="bold"))
-            explained = prompter.explain(encoded, marks=marks)
+            title = printable(f"{conversation.origin} (id {conversation.id!r}): {facts}")
+            console.print(Text(title, style="bold"))
+            explained = printable_paint(prompter.explain(encoded, marks=marks))
             if args.show in ("text", "all"):
                 console.print(explained)
             if args.show in ("masked_text", "all"):

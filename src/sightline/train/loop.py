@@ -15,10 +15,9 @@ from sightline.data.dataset import Dataset, open_dataset, write_bad_rows
 from sightline.data.plan import Pack, Plan
 from sightline.errors import CheckpointError, UserError
 from sightline.model.adapters import merge_adapters
-from sightline.model.assemble import assemble, check_length, make_prompter
+from sightline.model.assemble import assemble, check_bits, check_length, make_prompter
 from sightline.model.attention import packed_attention
 from sightline.model.load import VLM
-from sightline.model.quantize import bitsandbytes
 from sightline.model.restore import restore
 from sightline.model.save import save
 from sightline.model.tune import Group, apply_tuning, quantize
@@ -32,7 +31,7 @@ from sightline.model.weights import (
     load_weights,
 )
 from sightline.recipe import Recipe, dump_recipe
-from sightline.runtime import console, pick_device, pick_dtype, say, seed_everything, versions, world_size
+from sightline.runtime import console, pick_device, pick_dtype, say, seed_everything, versions
 from sightline.train.checkpoint import (
     State,
     check_data,
@@ -44,7 +43,7 @@ from sightline.train.checkpoint import (
     save_learned,
     sweep,
 )
-from sightline.train.engine import Engine
+from sightline.train.engine import Engine, meet
 from sightline.train.metrics import Log, summary_writer
 from sightline.train.noise import noisy_embeddings
 from sightline.train.optim import check_optimizer, lr_scale, set_rates
@@ -62,19 +61,17 @@ def train(
     `resume` is a checkpoint, or `auto` for the newest of `work_dir` (from the beginning if there is none yet).
     `after_step` is called with the number of steps done and the model, ready to answer.
     """
-    if world_size() > 1:
-        raise UserError("training runs in one process so far; start it without torchrun")
     if recipe.run.tensorboard:
         summary_writer()
     device = pick_device(recipe.engine.device)
     dtype = pick_dtype(recipe.engine.dtype, device)
+    meet(device)
     check_optimizer(recipe.optim, device)
-    if recipe.tune.quantized:
-        bitsandbytes("a language model of 4 bits", device)
     run = Path(work_dir)
     state = _find_state(run, resume, recipe)
     prompter = make_prompter(recipe.model)
     check_length(recipe.model, recipe.batch.max_length)
+    check_bits(recipe.model, recipe.tune, device)
     dataset = open_dataset(recipe.data, prompter, recipe.batch.max_length, console, seed=recipe.run.seed)
     if state is not None:
         check_data(state, dataset.fingerprint)
@@ -100,7 +97,8 @@ def train(
         load_weights(state.folder, vlm.model)
         load_optimizer(state.folder, engine.optimizer)
     start = state.step if state is not None else 0
-    _open_run(run, recipe, dataset, plan, groups)
+    if engine.is_main:
+        _open_run(run, recipe, dataset, plan, groups)
     work = Work(vlm.model, peak_of(engine.device, dtype))
 
     budget = recipe.batch.pack_tokens or recipe.batch.max_length
@@ -113,6 +111,7 @@ def train(
         num_steps=plan.num_steps,
         tensorboard=recipe.run.tensorboard,
         every=recipe.run.log_every,
+        main=engine.is_main,
         console=console,
     ) as log:
         for step in range(start, plan.num_steps):
@@ -154,13 +153,17 @@ def train(
                 peak=work.peak and work.peak * engine.world,
             )
             if _is_due(step + 1, recipe.run.save_every, plan.num_steps):
-                optimizer, data = engine.optimizer, dataset.fingerprint
-                save_checkpoint(run, step + 1, vlm.model, optimizer, recipe, data=data, base=base)
-                prune(run, step + 1, recipe.run.keep)
-            if after_step is not None:
+                if engine.is_main:
+                    optimizer, data = engine.optimizer, dataset.fingerprint
+                    save_checkpoint(run, step + 1, vlm.model, optimizer, recipe, data=data, base=base)
+                    prune(run, step + 1, recipe.run.keep)
+                engine.wait()
+            if after_step is not None and engine.is_main:
                 with engine.answering() as answering:
                     after_step(step + 1, answering)
     last = run / f"{PREFIX}{plan.num_steps}"
+    if not engine.is_main:
+        return run
     finished = _finish(run, last if last.exists() or state is None else state.folder, recipe, vlm, dtype)
     write_report(run / "report.html", title=run.name, runs=[read_run(run)])
     what = "the model" if recipe.run.export else "what was learned"

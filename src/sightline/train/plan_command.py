@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> None:
     from sightline.train.plan_page import show
     from sightline.train.plan_rows import guess_rows, read_rows, told
 
-    gpu = gpu_named(args.gpu) if args.gpu else gpu_here()
+    gpu = gpu_here() if args.gpu is None else gpu_named(args.gpu)
     rows = told(
         read_rows(recipe) if args.data else guess_rows(recipe), args.rows, args.tokens, args.targets, args.images
     )

@@ -116,8 +116,6 @@ def _time(made: Forecast) -> list[str]:
         lines.append(f"an epoch of {rows.count:,} rows, {made.steps_per_epoch:,} steps: {_hours(made.hours_per_epoch)}")
         if made.hours != made.hours_per_epoch:
             lines.append(f"the whole run: {_hours(made.hours or 0.0)}")
-    if made.gpus > 1:
-        lines.append("training runs in one process so far: several devices are a forecast, not yet a command")
     return lines
 
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from sightline.data.dataset import open_dataset
 from sightline.data.layouts import KnownFile, known_entries, known_sets
+from sightline.errors import RecipeError
 from sightline.model.estimate import Operations
 from sightline.model.estimate_models import blank_model
 from sightline.recipe import DataRecipe, Recipe
@@ -83,7 +84,8 @@ def read_rows(recipe: Recipe) -> Rows:
 
 def guess_rows(recipe: Recipe) -> Rows:
     """Known sets by their names; other files as rows of a typical length."""
-    image = blank_model(recipe.model).tokens_per_image
+    blank, longest = blank_model(recipe.model), recipe.batch.max_length
+    image = blank.tokens_per_image
     files = [(entry, file) for entry in recipe.data for file in _files(entry)]
     counts = [_used(entry, file.rows) for entry, file in files]
     total = None if None in counts else sum(count for count in counts if count is not None)
@@ -94,8 +96,10 @@ def guess_rows(recipe: Recipe) -> Rows:
             unknown.append(name)
         weight = count / total if total and count is not None else 1 / len(files)
         for share, text, targets, images in TEXT.get(name, TYPICAL):
-            length = min(text + images * image, recipe.batch.max_length)
-            kinds.append(Kind(weight * share, length, targets, images))
+            if images and blank.tiles_per_image == 1 and image >= longest:
+                raise RecipeError(f"batch.max_length {longest}: a picture alone takes {image} tokens")
+            length = min(text + images * image, longest)
+            kinds.append(Kind(weight * share, length, min(targets, length), images))
     source = "lengths estimated from what its set consists of" if not unknown else _assumed(unknown)
     return Rows(total, tuple(kinds), source)
 

@@ -29,6 +29,9 @@ from sightline.train.loss import PackedLoss
 SHALLOW = (2, 3)
 """Layers of the two models that stand for deeper ones."""
 
+UNBOUNDED = 2**40
+"""A window of attention that is no window."""
+
 
 @dataclass(frozen=True)
 class PackShape:
@@ -87,7 +90,8 @@ def _watched(recipe: Recipe, pack: PackShape, dtype: torch.dtype, layers: int) -
     for module in blank.model.model.language_model.modules():
         for thing in (module, getattr(module, "config", module)):
             if getattr(thing, "sliding_window", None):
-                setattr(thing, "sliding_window", None)  # noqa: B010  # flash attention needs no mask for it, unlike the CPU's that runs here
+                # Flash attention needs no mask for a window, unlike the CPU's attention, which is watched here.
+                setattr(thing, "sliding_window", UNBOUNDED)  # noqa: B010
     with FakeTensorMode(allow_non_fake_inputs=True):
         without_contents(blank.model, dtype)
         watch = Watch(blank.model, blank.model.config.text_config.vocab_size)

@@ -54,7 +54,11 @@ def mix(row: Row) -> Reading:
     if not isinstance(entries, list) or not all(isinstance(entry, dict) and "id" in entry for entry in entries):
         raise DataError("'images' is not a list of objects with 'id' and 'url'", "form")
     asides: list[str] = []
-    known = {str(entry["id"]): picture(without(entry, "id"), "images", asides) for entry in entries}
+    known: dict[str, Picture] = {}
+    for entry in entries:
+        if (name := str(entry["id"])) in known:
+            raise DataError(f"two of 'images' have the id {name!r}", "form")
+        known[name] = picture(without(entry, "id"), "images", asides)
     wanted: list[str] = []
 
     def numbered(match: re.Match[str]) -> str:

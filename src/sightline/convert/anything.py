@@ -1,0 +1,148 @@
+"""A path -> what lies there, as a source; a source and the name of a format -> a folder, proven by reading it back."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sightline.convert import hf
+from sightline.convert.source import Source
+from sightline.convert.verify import Proof, compare, write_proof
+from sightline.errors import CheckpointError, ModelError
+from sightline.model.reading import model_folder
+from sightline.model.restore import learned_folder
+from sightline.model.weights import STATE, checkpoints
+
+FORMATS = ("huggingface", "official", "xtuner", "gguf")
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What a folder that holds only a part of a model was made for, as the user names it."""
+
+    llm: str | None = None
+    vision_tower: str | None = None
+    template: str | None = None
+
+
+def read(path: Path, parts: Parts = Parts()) -> Source:
+    """The model at a path, whatever format it has; raises ModelError where it is none of those known."""
+    kind = recognise(path)
+    if kind == "run":
+        from sightline.convert.checkpoint import source_of_run
+
+        return source_of_run(path)
+    if kind == "huggingface":
+        return hf.read(path, template=parts.template)
+    if kind == "official":
+        from sightline.convert import official
+
+        return official.read(path, base=parts.llm, vision_tower=parts.vision_tower, template=parts.template)
+    from sightline.convert import xtuner
+
+    return xtuner.read(path, llm=parts.llm, vision_tower=parts.vision_tower, template=parts.template)
+
+
+def recognise(path: Path) -> str:
+    """`huggingface`, `official`, `xtuner` or `run`; ModelError says what is lacking."""
+    if not path.exists():
+        raise ModelError(f"no folder {path}")
+    if not path.is_dir():
+        raise ModelError(f"{path} is a file; a checkpoint (.pth) needs its recipe: sightline convert pth_to_hf")
+    if (path / "projector").is_dir():
+        return "xtuner"
+    if (path / "mm_projector.bin").is_file() or (path / "non_lora_trainables.bin").is_file():
+        return "official"
+    if learned_folder(path) is not None or (path / STATE).is_file():
+        return "run"
+    if checkpoints(path) and model_folder(path) == path:
+        return "run"
+    config = _config(Path(model_folder(path)))
+    if "mm_projector_type" in config or "mm_hidden_size" in config:
+        return "official"
+    if "text_config" in config and "vision_config" in config:
+        return "huggingface"
+    raise ModelError(
+        f"{path} is a {config.get('model_type')!r} model without a projector, not a LLaVA; put one together with "
+        f"sightline assemble"
+    )
+
+
+def convert(
+    source: Source,
+    out: Path,
+    to: str,
+    *,
+    dtype: torch.dtype | None,
+    max_shard_size: str,
+    verify: bool,
+    quantize: str,
+    mend_clip: bool = False,
+) -> Proof | None:
+    """Write a source in a format, read it back and compare; nothing is left behind when they differ.
+
+    `dtype` is that of the weights (None: the source's), `quantize` the kind of a GGUF's, `mend_clip` goes
+    around a defect of llama.cpp. Returns what was found; None
+    with `verify=False`, and for a GGUF, which nothing here reads.
+    """
+    check_new(out)
+    given, source = source, source if dtype is None else source.to(dtype)
+    try:
+        _write(source, out, to, max_shard_size=max_shard_size, quantize=quantize, mend_clip=mend_clip)
+    except OSError as error:
+        raise CheckpointError(f"cannot write {out}: {error.strerror or error}; choose another folder") from error
+    if not verify or to == "gguf":
+        return None
+    try:
+        proof = compare(given, read(out))
+    except BaseException:
+        shutil.rmtree(out, ignore_errors=True)
+        raise
+    write_proof(proof, out)
+    return proof
+
+
+def _write(source: Source, out: Path, to: str, *, max_shard_size: str, quantize: str, mend_clip: bool) -> None:
+    match to:
+        case "huggingface":
+            hf.write(source, out, max_shard_size=max_shard_size)
+        case "official":
+            from sightline.convert import official
+
+            official.write(source, out, max_shard_size=max_shard_size)
+        case "xtuner":
+            from sightline.convert import xtuner
+
+            xtuner.write(source, out, max_shard_size=max_shard_size)
+        case "gguf":
+            from sightline.convert import gguf
+
+            gguf.write(source, out, quantize=quantize, mend_clip=mend_clip)
+
+
+def check_new(out: Path) -> None:
+    """Now rather than after minutes of loading: raise CheckpointError where `out` is not to be written to."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        taken = not out.name or (out.exists() and any(out.iterdir()))
+    except OSError as error:
+        raise CheckpointError(f"cannot write {out}: {error.strerror}; choose another folder") from error
+    if taken:
+        raise CheckpointError(f"{out} is there already; name a folder that is new or empty")
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        return found if isinstance(found, dict) else {}
+    except FileNotFoundError:
+        raise ModelError(
+            f"{folder} has no config.json, no projector/ and no mm_projector.bin: it is no model that Sightline knows"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{folder / 'config.json'} is damaged ({error}); copy it again") from error

@@ -1,0 +1,82 @@
+"""A language model or a vision tower, and an adapter that peft wrote for it -> the model with the adapter in it."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, CLIPVisionModel
+
+from sightline.convert.lora import adapter_config, merged
+from sightline.convert.tensors import in_folder, write_shards
+from sightline.errors import ModelError
+from sightline.model.llm import fetched
+from sightline.model.quantize import calm_bitsandbytes
+from sightline.model.reading import quiet, reading
+from sightline.model.save import appearing
+
+CARRIED = ("*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken", "LICENSE*", "NOTICE*")
+"""Files of the base that come along: configuration, tokenizer, image processor, and what it may be used for."""
+
+
+def merge(
+    base: str, adapter: Path, out: Path, *, is_clip: bool, dtype: torch.dtype | None, max_shard_size: str, verify: bool
+) -> float | None:
+    """Write the merged model to `out`; returns by how much its outputs differ from those of base and adapter apart.
+
+    Raises ModelError where the adapter was made for another base. Outputs are those of a fixed input, in float32.
+    """
+    adapter_config(adapter)
+    with reading(base):
+        folder = fetched(base, weights=True)
+        config = AutoConfig.from_pretrained(folder)
+    own = _own_names(config, is_clip)
+    tensors = {own(name): tensor for name, tensor in in_folder(folder).items()}
+    changed = merged(tensors, adapter, own)
+    if dtype is not None:
+        changed = {name: tensor.to(dtype) for name, tensor in changed.items()}
+    with appearing(out, needs=sum(tensor.nbytes for tensor in changed.values())) as partial:
+        write_shards(changed, partial, max_shard_size=max_shard_size)
+        for pattern in CARRIED:
+            for file in folder.glob(pattern):
+                if not file.name.endswith(".index.json"):
+                    shutil.copy(file, partial / file.name)
+        return _difference(folder, adapter, partial, config, is_clip) if verify else None
+
+
+def _own_names(config: Any, is_clip: bool) -> Any:
+    """A tensor's or parameter's name -> the one in the merged file."""
+    if not is_clip:
+        return str
+    if "vision" not in config.model_type and not hasattr(config, "vision_config"):
+        raise ModelError(f"--is-clip: this is a {config.model_type!r}, not a vision tower")
+    # XTuner wraps a CLIPVisionModel, whose names have had one level more, and less, in versions of transformers.
+    return lambda name: (
+        name if name.startswith(("vision_model.", "text_", "visual_", "logit")) else f"vision_model.{name}"
+    )
+
+
+@torch.inference_mode()
+def _difference(base: Path, adapter: Path, result: Path, config: Any, is_clip: bool) -> float:
+    with calm_bitsandbytes():
+        from peft import PeftModel
+
+    kind: Any = CLIPVisionModel if is_clip else AutoModelForCausalLM
+
+    def outputs(model: Any) -> torch.Tensor:
+        model.eval()
+        if is_clip:
+            side = model.config.image_size
+            picture = torch.linspace(-2, 2, 3 * side * side).view(1, 3, side, side)
+            found: torch.Tensor = model(pixel_values=picture).last_hidden_state
+            return found
+        ids = torch.arange(3, min(35, config.vocab_size))[None]
+        logits: torch.Tensor = model(input_ids=ids).logits
+        return logits
+
+    with quiet(), reading(base):
+        apart = outputs(PeftModel.from_pretrained(kind.from_pretrained(base, dtype=torch.float32), adapter))
+        together = outputs(kind.from_pretrained(result, dtype=torch.float32))
+    return float((apart - together).abs().max())

@@ -1,0 +1,141 @@
+"""A folder's weight files -> its tensors, each read when it is asked for; and such tensors -> files, shard by shard."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from huggingface_hub import split_state_dict_into_shards_factory
+from rich.progress import Progress, TimeRemainingColumn
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from sightline.errors import ModelError
+from sightline.model.pickles import read_pickle, tensors_in
+from sightline.runtime import console
+
+TYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+"""safetensors' names of number formats."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A tensor that is known by its shape and format, and read when it is needed."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    read: Callable[[], torch.Tensor]
+
+    @property
+    def nbytes(self) -> int:
+        return int(torch.Size(self.shape).numel()) * self.dtype.itemsize
+
+    def then(self, change: Callable[[torch.Tensor], torch.Tensor], shape: Iterable[int] | None = None) -> Stored:
+        """The same tensor, changed when it is read; `shape` is what it has then."""
+        return replace(self, shape=self.shape if shape is None else tuple(shape), read=lambda: change(self.read()))
+
+    def to(self, dtype: torch.dtype) -> Stored:
+        """In another number format, where it is one of floating point."""
+        if not self.dtype.is_floating_point or dtype == self.dtype:
+            return self
+        return replace(self, dtype=dtype, read=lambda: self.read().to(dtype))
+
+
+def stored(tensor: torch.Tensor) -> Stored:
+    """A tensor that is in memory already."""
+    return Stored(tuple(tensor.shape), tensor.dtype, lambda: tensor)
+
+
+def in_folder(folder: Path, pattern: str = "model", *, of: str = "") -> dict[str, Stored]:
+    """The tensors of a folder's `model*.safetensors` or `pytorch_model*.bin`, by their names in the files.
+
+    `pattern` is the beginning of the files' names, `of` what they belong to, for messages. Raises ModelError where a
+    file is missing, cut, or lacks a tensor that the index promises.
+    """
+    index, files = _files(folder, pattern)
+    if not files:
+        raise ModelError(f"{folder} has no weights{of and f' of {of}'}: no safetensors and no .bin files")
+    result: dict[str, Stored] = {}
+    for file in files:
+        result |= in_file(file)
+    if lacking := sorted(set(index) - set(result)):
+        file = folder / index[lacking[0]]
+        raise ModelError(f"{file} lacks {len(lacking)} tensors of the index, such as {lacking[0]}; copy it again")
+    return result
+
+
+def in_file(file: Path) -> dict[str, Stored]:
+    """The tensors of one file of safetensors, or of torch."""
+    if file.suffix != ".safetensors":
+        return {name: stored(tensor) for name, tensor in tensors_in(read_pickle(file)).items()}
+    if not file.is_file():
+        raise ModelError(f"{file} is missing; copy it again")
+    try:
+        with safe_open(file, framework="pt") as opened:
+            return {name: _described(opened, file, name) for name in opened.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"{file} is damaged ({error}); copy it again") from error
+
+
+def write_shards(tensors: Mapping[str, Stored], folder: Path, *, max_shard_size: str, name: str = "model") -> None:
+    """Write `name*.safetensors` and, where there are several, their index; one shard at a time is in memory."""
+    shards = split_state_dict_into_shards_factory(
+        dict(tensors),
+        get_storage_size=lambda tensor: tensor.nbytes,
+        get_storage_id=lambda tensor: None,
+        filename_pattern=name + "{suffix}.safetensors",
+        max_shard_size=max_shard_size,
+    )
+    with Progress(*Progress.get_default_columns()[:-1], TimeRemainingColumn(), console=console, transient=True) as bar:
+        task = bar.add_task(f"writing {folder.name}", total=sum(tensor.nbytes for tensor in tensors.values()))
+        for file, names in shards.filename_to_tensors.items():
+            content = {}
+            for each in names:
+                content[each] = tensors[each].read().contiguous()
+                bar.advance(task, tensors[each].nbytes)
+            save_file(content, folder / file, metadata={"format": "pt"})
+    if shards.is_sharded:
+        table = {"metadata": shards.metadata, "weight_map": shards.tensor_to_filename}
+        (folder / f"{name}.safetensors.index.json").write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
+
+
+def _files(folder: Path, pattern: str) -> tuple[dict[str, str], list[Path]]:
+    """What an index promises (tensor -> file), and the files; the first form that is there."""
+    for form in (f"{pattern}*.safetensors", f"pytorch_{pattern}*.bin"):
+        for index in folder.glob(f"{form}.index.json"):
+            try:
+                table: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+                return table, [folder / name for name in sorted(set(table.values()))]
+            except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+                raise ModelError(f"{index} is damaged ({error}); copy it again") from error
+        if found := sorted(folder.glob(form)):
+            return {}, found
+    return {}, []
+
+
+def _described(opened: safe_open, file: Path, name: str) -> Stored:
+    part = opened.get_slice(name)
+    kind = part.get_dtype()
+    if kind not in TYPES:
+        raise ModelError(f"{file}: {name} is in {kind}, which Sightline does not convert; load it where it was made")
+    return Stored(tuple(part.get_shape()), TYPES[kind], lambda: _read(file, name))
+
+
+def _read(file: Path, name: str) -> torch.Tensor:
+    with safe_open(file, framework="pt") as opened:
+        tensor: torch.Tensor = opened.get_tensor(name)
+        return tensor

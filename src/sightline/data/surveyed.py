@@ -1,0 +1,125 @@
+"""What was seen of rows, as arrays: in memory, in the files of the blocks of a pass, in a folder that is mapped."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import zipfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sightline.data.inspect import stamp
+from sightline.data.stored import read_array, write_array, write_whole
+from sightline.data.verdict import Finding
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What is known of the rows of a file, or of a block of them; bad ones included."""
+
+    tokens: np.ndarray
+    """int32 [N], as targets and images"""
+    targets: np.ndarray
+    images: np.ndarray
+    bad: np.ndarray
+    """bool [N]"""
+    digests: np.ndarray
+    """uint64 [N]"""
+    sizes: np.ndarray
+    """int32 [M, 2]: width and height of all images"""
+    found: np.ndarray
+    """uint8: the findings, `[row, kind, reason]` as JSON, one a line"""
+    watched: np.ndarray
+    """uint8: path and stamp of everything whose change makes this wrong, as one JSON object"""
+    stored: Path | None = None
+    """The folder that the arrays are mapped from."""
+
+    def findings(self) -> Iterator[tuple[int, Finding]]:
+        """Rows (counted from 0) and what was found in them, in order."""
+        for line in self.found.tobytes().splitlines():
+            row, kind, reason = json.loads(line)
+            yield row, Finding(kind, reason)
+
+    def holds(self) -> bool:
+        """Whether the folders of images, and the files that could not be read, are as they were."""
+        watched: dict[str, int] = json.loads(self.watched.tobytes())
+        return all(stamp(path) == then for path, then in watched.items())
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self.stored is not None:
+            return mapped, (self.stored,)
+        return Survey, tuple(getattr(self, field.name) for field in fields(self))
+
+
+ARRAYS = tuple(field.name for field in fields(Survey) if field.name != "stored")
+"""Their names, which are those of their files too."""
+
+
+def joined(blocks: Sequence[Survey]) -> Survey:
+    """What is known of the rows of all blocks, one behind the other."""
+    watched: dict[str, int] = {}
+    for block in blocks:
+        for path, then in json.loads(block.watched.tobytes()).items():
+            watched[path] = min(then, watched.get(path, then))
+    arrays = {name: np.concatenate([getattr(block, name) for block in blocks]) for name in ARRAYS}
+    return _survey(arrays | {"watched": as_bytes(json.dumps(watched))})
+
+
+def keep_block(block: Survey, folder: Path, number: int) -> bool:
+    """Store a block of the survey that will lie in `folder`; False where that cannot be done, which is said."""
+    arrays: dict[str, Any] = {name: getattr(block, name) for name in ARRAYS}
+    return write_whole(folder.with_suffix(".blocks") / f"{number:06}.npz", lambda file: np.savez(file, **arrays))
+
+
+def kept_blocks(folder: Path | None) -> dict[int, Survey]:
+    """The blocks that an earlier pass has stored and that still hold."""
+    found: dict[int, Survey] = {}
+    for file in folder.with_suffix(".blocks").glob("*.npz") if folder is not None else ():
+        try:
+            with np.load(file, allow_pickle=False) as arrays:
+                block = _survey(dict(arrays))
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+            continue  # damaged: the block is looked at again
+        if block.holds():
+            found[int(file.stem)] = block
+    return found
+
+
+def store(result: Survey, folder: Path) -> Survey:
+    """Write the arrays into a folder that appears when it is complete, and map them from there."""
+    draft = folder.with_suffix(f".{os.getpid()}.draft")
+    if not all(write_array(draft / f"{name}.npy", getattr(result, name)) for name in ARRAYS):
+        shutil.rmtree(draft, ignore_errors=True)
+        return result
+    old = folder.with_suffix(f".{os.getpid()}.old")
+    try:
+        if folder.exists():
+            folder.rename(old)
+        draft.rename(folder)
+    except OSError:
+        pass  # another process was faster
+    for rest in (draft, old):
+        shutil.rmtree(rest, ignore_errors=True)
+    return mapped(folder) or result
+
+
+def mapped(folder: Path) -> Survey | None:
+    """What a folder holds, mapped into memory; None where there is none, or it is damaged."""
+    arrays = {name: read_array(folder / f"{name}.npy") for name in ARRAYS}
+    whole = {name: array for name, array in arrays.items() if array is not None}
+    return _survey(whole, folder) if len(whole) == len(ARRAYS) else None
+
+
+def as_bytes(text: str) -> np.ndarray:
+    """uint8: lines of JSON, as a survey holds them."""
+    return np.frombuffer(text.encode("ascii"), dtype=np.uint8)
+
+
+def _survey(arrays: dict[str, np.ndarray], stored: Path | None = None) -> Survey:
+    given: dict[str, Any] = {name: arrays[name] for name in ARRAYS}
+    return Survey(**given, stored=stored)

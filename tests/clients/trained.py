@@ -1,0 +1,72 @@
+"""Small models that have learned to name colours, so that their greedy answers do not hang on a last digit."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import tiny
+from PIL import Image
+
+QUESTION = "What colour is this square?"
+SIZES = ((56, 56), (80, 60), (60, 100))
+"""Of the pictures, width and height."""
+NEXT = {"next": True, "grid_pinpoints": [[56, 112], [112, 56], [112, 112]]}
+
+
+def sightline(*words: str | Path, stdin: str | None = None) -> str:
+    """What a command prints; it must succeed."""
+    command = [sys.executable, "-m", "sightline", *map(str, words)]
+    done = subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def answer_of(colour: str) -> str:
+    return f"It is a {colour} square."
+
+
+def make_pictures(folder: Path) -> Path:
+    """One of each colour and size; the JSON beside them asks for their colours."""
+    folder.mkdir(parents=True)
+    rows = []
+    for colour, value in tiny.COLOURS.items():
+        for width, height in SIZES:
+            name = f"{colour}_{width}x{height}.png"
+            Image.new("RGB", (width, height), value).save(folder / name)
+            turns = [
+                {"from": "human", "value": f"<image>\n{QUESTION}"},
+                {"from": "gpt", "value": answer_of(colour)},
+            ]
+            rows.append({"id": name, "image": name, "conversations": turns})
+    (folder / "data.json").write_text(json.dumps(rows), encoding="utf-8")
+    return folder
+
+
+def train(folder: Path, *, model: dict[str, Any] | None = None, tune: dict[str, Any] | None = None) -> Path:
+    """A run in `folder/run`, its parts in `folder/llm` and `folder/tower`, its pictures in `folder/pictures`."""
+    pictures = make_pictures(folder / "pictures")
+    parts = {"llm": str(folder / "llm"), "vision_tower": str(folder / "tower"), "template": "vicuna"}
+    recipe = tiny.write_recipe(
+        folder,
+        model=parts | (model or {}),
+        tune=tune or {"llm": "full", "vision_tower": "full", "projector": "full"},
+        data=[{"path": str(pictures / "data.json"), "images": str(pictures)}],
+        batch={"global_batch": 6, "max_length": 256, "workers": 0},
+        optim={"lr": 3e-3, "epochs": 40},
+        run={"save_every": 1000},
+    )
+    sightline("train", recipe, "--work-dir", folder / "run")
+    return folder / "run"
+
+
+def our_answers(model: Path, pictures: Path, *, template: str | None = None) -> dict[str, str]:
+    """What our own chat says of each picture, greedily."""
+    names = sorted(file.name for file in pictures.glob("*.png"))
+    flags = ["--temperature", "0", "--max-new-tokens", "20", "--device", "cpu", "--torch-dtype", "float32"]
+    lines = "".join(f"/image {pictures / name}\n{QUESTION}\n/reset\n" for name in names)
+    said = sightline("chat", model, *flags, stdin=lines)
+    return dict(zip(names, said.splitlines(), strict=True))

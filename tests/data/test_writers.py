@@ -1,0 +1,39 @@
+"""A file of rows appears whole under its name, or not at all, and takes no other's place."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from sightline.data.writers import writing
+from sightline.errors import UserError
+
+KINDS = ("array", "lines", "parquet")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_file_among_the_folders_of_the_output(tmp_path: Path, kind: str) -> None:
+    (tmp_path / "file").write_text("no folder")
+    out = tmp_path / "file" / "out"
+    with pytest.raises(UserError) as error, writing(out, kind):
+        pass
+    assert str(error.value).startswith(f"cannot write {out} (")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_fails_leaves_nothing(tmp_path: Path, kind: str) -> None:
+    with pytest.raises(ZeroDivisionError), writing(tmp_path / "out", kind):
+        raise ZeroDivisionError
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_two_processes_that_write_the_same_file_do_not_mix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "out.jsonl"
+    with pytest.raises(UserError, match="has appeared meanwhile"), writing(out, "lines") as late:
+        late.write({"of": "the late one"})
+        monkeypatch.setattr("os.getpid", lambda: 1)  # the other process
+        with writing(out, "lines") as early:
+            early.write({"of": "the early one"})
+    assert out.read_text() == '{"of": "the early one"}\n'
+    assert [path.name for path in tmp_path.iterdir()] == [out.name]
