@@ -36,5 +36,6 @@ def losses(run: Path) -> list[float]:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """All files below a folder."""
-    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+    """All files below a folder, but for the note of what a conversion was made of."""
+    files = (file for file in folder.rglob("*") if file.is_file() and file.name != "conversion.json")
+    return {str(file.relative_to(folder)): file.read_bytes() for file in files}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import subprocess
 import sys
@@ -9,7 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import tiny
+import torch
 from PIL import Image
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from sightline.model.llama_tokenizer import rebuilt
+
+GOLDEN = Path(__file__).parents[1] / "model" / "sentencepiece.json"
 
 QUESTION = "What colour is this square?"
 SIZES = ((56, 56), (80, 60), (60, 100))
@@ -46,10 +53,27 @@ def make_pictures(folder: Path) -> Path:
     return folder
 
 
+def make_vicuna(folder: Path) -> Path:
+    """A random Llama whose tokenizer is one of sentencepiece, begins each text and pads with <unk>, as Vicuna's does."""
+    folder.mkdir(parents=True)
+    model = json.loads(GOLDEN.read_text(encoding="utf-8"))["internlm"]["model"]
+    (folder / "tokenizer.model").write_bytes(base64.b64decode(model))
+    tokenizer = rebuilt(folder)
+    tokenizer.pad_token = "<unk>"
+    tokenizer.save_pretrained(folder)
+    sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
+    torch.manual_seed(0)
+    LlamaForCausalLM(
+        LlamaConfig(vocab_size=len(tokenizer), num_key_value_heads=2, max_position_embeddings=512, **sizes)
+    ).save_pretrained(folder)
+    return folder
+
+
 def train(folder: Path, *, model: dict[str, Any] | None = None, tune: dict[str, Any] | None = None) -> Path:
-    """A run in `folder/run`, its parts in `folder/llm` and `folder/tower`, its pictures in `folder/pictures`."""
+    """A run in `folder/run`, its parts in `folder/vicuna` and `folder/tower`, its pictures in `folder/pictures`."""
     pictures = make_pictures(folder / "pictures")
-    parts = {"llm": str(folder / "llm"), "vision_tower": str(folder / "tower"), "template": "vicuna"}
+    make_vicuna(folder / "vicuna")
+    parts = {"llm": str(folder / "vicuna"), "vision_tower": str(folder / "tower"), "template": "vicuna"}
     recipe = tiny.write_recipe(
         folder,
         model=parts | (model or {}),
@@ -66,7 +90,7 @@ def train(folder: Path, *, model: dict[str, Any] | None = None, tune: dict[str, 
 def our_answers(model: Path, pictures: Path, *, template: str | None = None) -> dict[str, str]:
     """What our own chat says of each picture, greedily."""
     names = sorted(file.name for file in pictures.glob("*.png"))
-    flags = ["--temperature", "0", "--max-new-tokens", "20", "--device", "cpu", "--torch-dtype", "float32"]
+    flags = ["--temperature", "0", "--max-new-tokens", "20", "--device", "cpu", "--torch-dtype", "fp32"]
     lines = "".join(f"/image {pictures / name}\n{QUESTION}\n/reset\n" for name in names)
     said = sightline("chat", model, *flags, stdin=lines)
     return dict(zip(names, said.splitlines(), strict=True))

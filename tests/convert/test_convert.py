@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import tiny
-from runs import contents as all_contents
+from runs import contents
 from safetensors.torch import load_file
 
 from sightline import cli
@@ -30,11 +30,6 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def out(tmp_path: Path) -> Path:
     return tmp_path / "models" / "mine"
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    """The files of a folder without the note of what it was made of."""
-    return {name: content for name, content in all_contents(folder).items() if name != "conversion.json"}
 
 
 def convert(recipe: Path, checkpoint: Path, out: Path | str, *flags: str) -> int:

@@ -83,7 +83,7 @@ def test_no_space_left(
 def test_no_space_left_for_the_finished_model(path: Path, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(save_module, "save_file", half_then_full)
     with pytest.raises(
-        CheckpointError, match=rf"^no space left while saving {re.escape(str(run / 'hf'))}; .*--resume$"
+        CheckpointError, match=rf"^no space left while writing {re.escape(str(run / 'hf'))}; .*--resume\)$"
     ):
         train(load_recipe(str(path), SHORT), run, resume="auto")
     assert {folder.name for folder in run.iterdir() if folder.is_dir()} == {"checkpoint-2", "checkpoint-4", "learned"}

@@ -160,12 +160,14 @@ def test_two_ranks_try_a_recipe(tmp_path: Path) -> None:
     [
         ("data.0.use=nix", "data.0.use: no known set of data is called 'nix'"),
         ("model.vision_feature_layer=-99", "model.vision_feature_layer -99: openai/clip"),
+        ("model.grid_pinpoints=[[100, 100]]", "grid_pinpoints: [100, 100] does not consist of whole tiles"),
+        ("tune.freeze_layers=99", "tune.freeze_layers: 99, but the language model has 32 layers"),
     ],
 )
 def test_what_the_whole_run_would_refuse_is_refused_here_too(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], override: str, said: str
 ) -> None:
-    words = ["train", "llava_v15_7b_pretrain", "--tiny", "engine.device=cpu", "--work-dir", str(tmp_path)]
+    words = ["train", "llava_next_vicuna_7b_finetune", "--tiny", "engine.device=cpu", "--work-dir", str(tmp_path)]
     assert cli.main([*words, override]) == 2
     assert said in capsys.readouterr().err
 

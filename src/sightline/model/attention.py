@@ -48,7 +48,7 @@ def objection(llm: PreTrainedModel) -> str | None:
     _register()
     llm.set_attn_implementation(NAME)
     ids = torch.tensor([[0, 1]], device="meta")
-    # A mask, though nobody looks at it: without one, transformers searches the positions for packs, and finds no numbers.
+    # A mask, though nobody looks at it: without one, transformers searches the positions for packs and finds no values.
     try:
         with torch.no_grad():
             llm(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False, sample_lengths=(1, 1))

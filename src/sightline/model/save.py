@@ -164,7 +164,9 @@ def appearing(folder: Path, *, needs: int) -> Iterator[Path]:
     except Exception as error:
         shutil.rmtree(partial, ignore_errors=True)
         if _disk_is_full(error):
-            raise CheckpointError(f"no space left while writing {folder}; free some and try again (a run goes on with --resume)") from error
+            raise CheckpointError(
+                f"no space left while writing {folder}; free some and try again (a run goes on with --resume)"
+            ) from error
         raise
     shutil.rmtree(replaced, ignore_errors=True)
     if folder.exists():

@@ -10,13 +10,15 @@ import random
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image
 
 from sightline.errors import CheckpointError
 from sightline.model.assemble import assemble, make_prompter
-from sightline.model.estimate_models import model_parts
+from sightline.model.estimate_models import blank_model, model_parts
 from sightline.model.save import save
 from sightline.model.tiny_parts import LAYERS, drawn, write_llm, write_tower
+from sightline.model.tune import apply_tuning
 from sightline.prompt.own_template import AUTO
 from sightline.prompt.render import to_jinja
 from sightline.prompt.templates import TEMPLATES
@@ -31,8 +33,11 @@ def tiny(recipe: Recipe, folder: Path) -> Recipe:
     """The recipe on stand-ins, which are written to `folder`: the same ones each time.
 
     What learns and how, templates, rates, lengths and precision stay as they are. Raises ModelError for a model whose
-    configuration is neither in its folder nor known by its name, CheckpointError where `folder` cannot be written.
+    configuration is neither in its folder nor known by its name, CheckpointError where `folder` cannot be written, and
+    what the whole run would raise for layers, names and grids that the real model does not have.
     """
+    with torch.device("meta"):
+        apply_tuning(blank_model(recipe.model).model, recipe.tune, recipe.optim)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         model = _model(recipe, folder)

@@ -1,0 +1,48 @@
+"""Another program: transformers alone, of any version. A folder, pictures and a question -> what it makes of them."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import torch
+import transformers
+from PIL import Image
+from transformers import AutoModelForImageTextToText, AutoProcessor, pipeline
+
+asked = json.load(open(sys.argv[1], encoding="utf-8"))
+folder, question = asked["folder"], asked["question"]
+torch.set_num_threads(1)
+processor = AutoProcessor.from_pretrained(folder)
+model, report = AutoModelForImageTextToText.from_pretrained(
+    folder, output_loading_info=True, torch_dtype=torch.float32
+)
+model.eval()
+found = {}
+for picture in asked["pictures"]:
+    messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}]
+    prompt = processor.apply_chat_template(messages, add_generation_prompt=True)
+    inputs = processor(images=Image.open(picture).convert("RGB"), text=prompt, return_tensors="pt")
+    with torch.no_grad():
+        logits = model(**inputs).logits[0]
+        out = model.generate(**inputs, max_new_tokens=20, do_sample=False)
+    said = processor.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    found[picture] = {
+        "ids": inputs["input_ids"][0].tolist(),
+        "logits": logits.tolist(),
+        "answer": said.strip(),
+    }
+# With the picture inside of the conversation, as the documentation of the pipeline has it.
+pipe = pipeline("image-text-to-text", model=folder, torch_dtype=torch.float32)
+for picture in asked["pictures"]:
+    content = [{"type": "image", "url": picture}, {"type": "text", "text": question}]
+    said = pipe(text=[{"role": "user", "content": content}], max_new_tokens=20, return_full_text=False)
+    found[picture]["piped"] = said[0]["generated_text"].strip()
+assert not any(name.split(".")[0] == "sightline" for name in sys.modules)
+result = {
+    "version": transformers.__version__,
+    "loading": {kind: sorted(map(str, keys)) for kind, keys in report.items() if keys},
+    "kinds": [type(model).__name__, type(processor).__name__, type(processor.tokenizer).__name__],
+    "found": found,
+}
+json.dump(result, open(sys.argv[2], "w", encoding="utf-8"))
