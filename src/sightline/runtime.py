@@ -6,6 +6,7 @@ import os
 import platform
 import random
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -33,6 +34,30 @@ def first_of_node() -> bool:
 
 def world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+@dataclass(frozen=True)
+class Processes:
+    """How many processes a user wants, and where those of several nodes meet; the names are XTuner's."""
+
+    per_node: int
+    nodes: int
+    node: int
+    address: str
+    port: int
+
+
+def wanted_processes() -> Processes | None:
+    """What NPROC_PER_NODE, NNODES, NODE_RANK, ADDR and PORT ask for; None where it is one process."""
+    names = {"NPROC_PER_NODE": "1", "NNODES": "1", "NODE_RANK": "0", "PORT": "29500"}
+    found = {name: os.environ.get(name) or default for name, default in names.items()}
+    for name, text in found.items():
+        if not text.isdecimal():
+            raise UserError(f"the environment says {name}={text}, which is no number")
+    per_node, nodes, node, port = (int(text) for text in found.values())
+    if (per_node, nodes) == (1, 1):
+        return None
+    return Processes(per_node, nodes, node, os.environ.get("ADDR") or "127.0.0.1", port)
 
 
 console = Console(stderr=True, highlight=False, emoji=False, quiet=rank() > 0)

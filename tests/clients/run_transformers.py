@@ -14,9 +14,7 @@ asked = json.load(open(sys.argv[1], encoding="utf-8"))
 folder, question = asked["folder"], asked["question"]
 torch.set_num_threads(1)
 processor = AutoProcessor.from_pretrained(folder)
-model, report = AutoModelForImageTextToText.from_pretrained(
-    folder, output_loading_info=True, torch_dtype=torch.float32
-)
+model, report = AutoModelForImageTextToText.from_pretrained(folder, output_loading_info=True, torch_dtype=torch.float32)
 model.eval()
 found = {}
 for picture in asked["pictures"]:

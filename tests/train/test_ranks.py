@@ -59,6 +59,22 @@ def test_a_run_goes_on_with_another_number_of_ranks(tmp_path: Path) -> None:
     assert losses(again) == pytest.approx(losses(whole)[2:], abs=1e-6)
 
 
+def test_the_environment_of_xtuner_starts_as_many(tmp_path: Path) -> None:
+    recipe = tiny.write_recipe(tmp_path, optim={"lr": 1e-3, "epochs": 1, "max_steps": 1})
+    command = [sys.executable, "-m", "sightline", "train", str(recipe), "--work-dir", str(tmp_path / "run")]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "NPROC_PER_NODE": "2"}
+    more = {"capture_output": True, "text": True, "env": environment, "timeout": 300}
+    done = subprocess.run([*command, "--deepspeed", "deepspeed_zero2"], **more)  # type: ignore[call-overload]
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stderr.count("models are not sharded yet") == done.stderr.count("finished: ") == 1
+    environment["NPROC_PER_NODE"] = "two"
+    refused = subprocess.run(command, **more)  # type: ignore[call-overload]
+    assert (refused.returncode, refused.stderr) == (
+        2,
+        "error: the environment says NPROC_PER_NODE=two, which is no number\n",
+    )
+
+
 def test_a_failed_rank_fails_the_command(tmp_path: Path) -> None:
     recipe = tiny.write_recipe(tmp_path)
     done = trained(recipe, tmp_path / "run", ranks=2, more=("model.llm=/nowhere",))

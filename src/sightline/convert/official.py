@@ -110,7 +110,7 @@ def write(source: Source, out: Path, *, max_shard_size: str) -> None:
         write_tower(source, partial / TOWER_FOLDER, max_shard_size=max_shard_size)
         write_json(partial / "config.json", config)
         write_json(partial / "preprocessor_config.json", plain_processor(source))
-        write_tokenizer(source.prompter, partial)
+        write_tokenizer(source.prompter, partial, begins=True)
         take_out_of_tokenizer(partial, ours(source.prompter))
         carry_sentencepiece(source, partial)
         GenerationConfig(

@@ -100,14 +100,10 @@ def without_ours(tensors: Mapping[str, Stored], rows: int) -> dict[str, Stored]:
 
 
 def take_out_of_tokenizer(folder: Path, tokens: Collection[str]) -> None:
-    """Remove the last tokens of a vocabulary from the files of a tokenizer, which old programs can read then."""
+    """Remove the last tokens of a vocabulary from the files of a tokenizer."""
     file = folder / "tokenizer.json"
     content = json.loads(file.read_text(encoding="utf-8"))
     content["added_tokens"] = [token for token in content["added_tokens"] if token["content"] not in tokens]
-    merges = content["model"].get("merges") or []
-    # As `tokenizers` wrote pairs before 0.20, for which a pair of two strings is a damaged file; newer ones read both.
-    if not any(" " in part for pair in merges if isinstance(pair, list) for part in pair):
-        content["model"]["merges"] = [pair if isinstance(pair, str) else " ".join(pair) for pair in merges]
     file.write_text(json.dumps(content, ensure_ascii=False, indent=2), encoding="utf-8")
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
         settings = json.loads((folder / name).read_text(encoding="utf-8"))

@@ -96,7 +96,7 @@ def write(source: Source, out: Path, *, max_shard_size: str, llm: bool = True, v
             dtype = replace(source, tensors=tensors).dtype
             write_json(partial / place / "config.json", _config(source, place, dtype))
         if llm:
-            write_tokenizer(source.prompter, partial)
+            write_tokenizer(source.prompter, partial, begins=True)
             write_generation_config(source, partial)
         if vision_tower:
             write_json(partial / TOWER / "preprocessor_config.json", plain_processor(source))

@@ -23,9 +23,11 @@ from sightline.errors import CheckpointError
 from sightline.model.load import SYSTEM_KEY, TEMPLATE_KEY, VLM
 from sightline.model.next import NEXT
 from sightline.model.projector import DEPTH_KEY, depth_of, exported_act, exported_state
+from sightline.model.tokenizer_json import begin_with, plain_merges
 from sightline.model.vision import leading_tokens
 from sightline.prompt.prompter import Prompter
 from sightline.prompt.render import to_jinja
+from sightline.prompt.templates import BOS
 from sightline.types import IMAGE
 
 HUB_NAMES = (
@@ -105,7 +107,7 @@ def hub_config(config: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
 def write_processor(prompter: Prompter, config: Any, folder: Path) -> None:
     """Tokenizer, image processor and chat template, in the files that old and new programs look for."""
     kind = "LlavaProcessor" if prompter.tiles is None else "LlavaNextProcessor"
-    write_tokenizer(prompter, folder, processor_class=kind)
+    write_tokenizer(prompter, folder, begins=False, processor_class=kind)
     image = {**prompter.image_processor.to_dict(), "processor_class": kind}
     write_json(folder / "preprocessor_config.json", image)
     processor = {
@@ -119,18 +121,35 @@ def write_processor(prompter: Prompter, config: Any, folder: Path) -> None:
     write_json(folder / "processor_config.json", processor)
 
 
-def write_tokenizer(prompter: Prompter, folder: Path, **settings: str) -> None:
-    """The tokenizer and the chat template alone; `settings` are written beside the tokenizer's own."""
+def write_tokenizer(prompter: Prompter, folder: Path, *, begins: bool, **settings: str) -> None:
+    """The tokenizer and the chat template alone; `settings` are written beside the tokenizer's own.
+
+    `begins`: the tokenizer puts the token before a text that the template begins with. Where programs render the chat
+    template, which has this token, a prompt would begin twice; where they have templates of their own, not at all.
+    """
     tokenizer = prompter.tokenizer
-    template = to_jinja(prompter.template, bos=tokenizer.bos_token or "", eos=tokenizer.eos_token or "")
+    bos = tokenizer.bos_token or ""
+    template = to_jinja(prompter.template, bos=bos, eos=tokenizer.eos_token or "")
     tokenizer.chat_template = template
     tokenizer.save_pretrained(folder)
+    begins = begins and bool(bos) and prompter.template.begin.replace(BOS, bos).startswith(bos)
+    if (fast := folder / "tokenizer.json").is_file():
+        content = json.loads(fast.read_text(encoding="utf-8"))
+        plain_merges(content)
+        begin_with(content, *(bos, tokenizer.bos_token_id) if begins else (None, None))
+        write_json(fast, content)
     (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
     write_json(folder / "chat_template.json", {"chat_template": template})
     written = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    for here in ("backend", "is_local", "local_files_only"):
+        written.pop(here, None)  # how it was loaded, which is nobody else's
     # The name that transformers 4 knows; 5 reads it as well.
     written |= {
         "tokenizer_class": "PreTrainedTokenizerFast",
+        # By default this class also makes token_type_ids, which no Llama takes.
+        "model_input_names": ["input_ids", "attention_mask"],
+        "add_bos_token": begins,
+        "add_eos_token": False,
         "chat_template": template,
         TEMPLATE_KEY: prompter.template.name,
         SYSTEM_KEY: prompter.template.default_system,

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 from sightline.data.layouts import check_names
 from sightline.recipe import Recipe, dump_recipe, load_recipe
+from sightline.runtime import say
+from sightline.train.launch import launched
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,6 +28,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PATH",
         help="go on from a checkpoint; without a path from the newest of the work dir",
     )
+    parser.add_argument(
+        "--deepspeed",
+        metavar="NAME",
+        help="XTuner's; accepted, but nothing is sharded yet: each device holds the whole model, and losses are equal",
+    )
+    parser.add_argument("--launcher", choices=("none", "pytorch", "slurm"), help="XTuner's; torchrun is recognised")
     parser.add_argument("--seed", type=int, help="short for run.seed=...")
     parser.add_argument(
         "--tiny",
@@ -34,7 +43,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Train a model: stage 1, stage 2, or any recipe of yours."""
+    """Train a model: stage 1, stage 2, or any recipe of yours.
+
+    With NPROC_PER_NODE=8 in the environment it starts 8 processes, one for each device (NNODES, NODE_RANK, ADDR and
+    PORT for several machines); `torchrun -m sightline train ...` does the same. The losses do not depend on it.
+    """
     overrides = [*args.overrides, *args.cfg_options]
     if args.seed is not None:
         overrides.append(f"run.seed={args.seed}")
@@ -44,6 +57,12 @@ def run(args: argparse.Namespace) -> None:
         args.resume = "auto"
     recipe = load_recipe(args.recipe, overrides)
     check_names(recipe.data)
+    if (code := launched(sys.argv[1:])) is not None:
+        sys.exit(code)
+    if args.deepspeed:
+        say(
+            f"--deepspeed {args.deepspeed}: models are not sharded yet, each device holds a whole one; losses are equal"
+        )
     work_dir = Path(args.work_dir or Path("work_dirs", "tiny" if args.tiny else "", Path(args.recipe).stem))
     if args.tiny:
         recipe = _small(recipe, work_dir / "stand-ins")
