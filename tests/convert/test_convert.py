@@ -158,7 +158,7 @@ def test_weights_cut_in_half_are_named(
     damaged = shutil.copytree(recipe.parent / "run" / "checkpoint-2", tmp_path / "checkpoint-2")
     weights = (damaged / "weights.safetensors").read_bytes()
     (damaged / "weights.safetensors").write_bytes(weights[: len(weights) // 2])
-    assert f"{damaged} is damaged" in refusal(capsys, convert(recipe, damaged, out))
+    assert f"{damaged}/weights.safetensors is damaged" in refusal(capsys, convert(recipe, damaged, out))
     assert not out.exists()
 
 

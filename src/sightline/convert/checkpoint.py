@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from sightline.convert import run
 from sightline.convert.source import Source
 from sightline.convert.tensors import stored
 from sightline.errors import CheckpointError
@@ -34,11 +35,13 @@ def source_of(recipe: Recipe, checkpoint: Path, *, fp32: bool) -> Source:
     folder = learned_folder(checkpoint) or find_checkpoint(checkpoint)
     _check_recipe(folder, recipe)
     dtype = torch.float32 if fp32 else _dtype(recipe)
+    if run.can_be_read(recipe):
+        return run.read(folder, recipe, dtype=dtype)
     vlm = restore(folder, recipe, dtype=dtype)
     state = hub_state(vlm.model.state_dict(), vlm.model.config, moved=False)
     tensors = {name: stored(tensor.detach()) for name, tensor in state.items()}
     # What has learned is still in float32.
-    return Source(folder, "what a run of Sightline has learned", vlm.model.config, vlm.prompter, tensors).to(dtype)
+    return Source(folder, run.KIND, vlm.model.config, vlm.prompter, tensors).to(dtype)
 
 
 def source_of_run(path: Path) -> Source:

@@ -24,6 +24,7 @@ from sightline.model.load import SYSTEM_KEY, TEMPLATE_KEY, VLM
 from sightline.model.next import NEXT
 from sightline.model.projector import DEPTH_KEY, depth_of, exported_act, exported_state
 from sightline.model.tokenizer_json import begin_with, plain_merges
+from sightline.model.tokenizer_model import FILE, find_tokenizer_model
 from sightline.model.vision import leading_tokens
 from sightline.prompt.prompter import Prompter
 from sightline.prompt.render import to_jinja
@@ -75,14 +76,19 @@ def hub_state(
     for name, tensor in exported_state(state, depth_of(config)).items():
         if config.tie_word_embeddings and name == "lm_head.weight":
             continue
-        old, new = next(pair for pair in HUB_NAMES if name.startswith(pair[0]))
-        if old == "model.vision_tower." and config.vision_config.model_type.startswith("dinov2"):
-            new = "vision_tower."
         if moved:
             wanted = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
             tensor = tensor.detach().to("cpu", wanted).contiguous()
-        result[new + name.removeprefix(old)] = tensor
+        result[hub_name(name, config)] = tensor
     return result
+
+
+def hub_name(name: str, config: Any) -> str:
+    """A name in memory -> the one in the files of the hub."""
+    old, new = next(pair for pair in HUB_NAMES if name.startswith(pair[0]))
+    if old == "model.vision_tower." and config.vision_config.model_type.startswith("dinov2"):
+        new = "vision_tower."
+    return new + name.removeprefix(old)
 
 
 def hub_config(config: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
@@ -138,6 +144,8 @@ def write_tokenizer(prompter: Prompter, folder: Path, *, begins: bool, **setting
         plain_merges(content)
         begin_with(content, *(bos, tokenizer.bos_token_id) if begins else (None, None))
         write_json(fast, content)
+    if (found := find_tokenizer_model(tokenizer)) is not None:
+        shutil.copyfile(found, folder / FILE)
     (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
     write_json(folder / "chat_template.json", {"chat_template": template})
     written = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,15 +37,20 @@ def fingerprints(model: Any) -> dict[str, str]:
         "vision_tower": [model.model.vision_tower],
         "projector": [model.model.multi_modal_projector],
     }
-    result = {}
-    for name, modules in parts.items():
-        digest = hashlib.sha256()
-        for tensor in (tensor for module in modules for tensor in module.state_dict().values()):
-            sample = tensor.detach().reshape(-1)[:: max(1, tensor.numel() // SAMPLED)]
-            digest.update(f"{list(tensor.shape)}".encode())
-            digest.update(sample.to("cpu", torch.float32).numpy().tobytes())
-        result[name] = digest.hexdigest()[:16]
-    return result
+    return {
+        name: fingerprint(tensor for module in modules for tensor in module.state_dict().values())
+        for name, modules in parts.items()
+    }
+
+
+def fingerprint(tensors: Iterable[torch.Tensor]) -> str:
+    """The fingerprint of tensors in this order."""
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        sample = tensor.detach().reshape(-1)[:: max(1, tensor.numel() // SAMPLED)]
+        digest.update(f"{list(tensor.shape)}".encode())
+        digest.update(sample.to("cpu", torch.float32).numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def check_base(folder: Path, now: Mapping[str, str], tune: TuneRecipe) -> None:
