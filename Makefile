@@ -3,7 +3,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
-.PHONY: install demo check test test-slow clean
+.PHONY: install demo check test test-slow test-clients clean
 
 install: .venv/.installed
 
@@ -19,10 +19,15 @@ demo: install
 	$(BIN)/sightline demo
 
 test: check
-	$(BIN)/pytest -m "not slow"
+	$(BIN)/pytest -m "not slow and not clients"
 
 test-slow: check
-	$(BIN)/pytest -m slow
+	$(BIN)/pytest -m "slow and not clients"
+
+# Builds an environment per program under .venv-clients/ first: once, and again when tests/clients/environments.toml changes.
+test-clients: install
+	$(BIN)/python tests/clients/environments.py
+	$(BIN)/pytest -m clients tests/clients
 
 check: install
 	$(BIN)/ruff check .
@@ -30,4 +35,4 @@ check: install
 	$(BIN)/mypy
 
 clean:
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache build dist
+	rm -rf .venv .venv-clients .pytest_cache .mypy_cache .ruff_cache build dist

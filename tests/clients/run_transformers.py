@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 
 import torch
 import transformers
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor, pipeline
 
-asked = json.load(open(sys.argv[1], encoding="utf-8"))
+asked = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
 folder, question = asked["folder"], asked["question"]
 torch.set_num_threads(1)
 processor = AutoProcessor.from_pretrained(folder)
@@ -43,4 +44,4 @@ result = {
     "kinds": [type(model).__name__, type(processor).__name__, type(processor.tokenizer).__name__],
     "found": found,
 }
-json.dump(result, open(sys.argv[2], "w", encoding="utf-8"))
+Path(sys.argv[2]).write_text(json.dumps(result), encoding="utf-8")

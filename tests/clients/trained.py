@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import base64
+import contextlib
+import io
 import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 from PIL import Image
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from sightline import cli
 from sightline.model.llama_tokenizer import rebuilt
 
 GOLDEN = Path(__file__).parents[1] / "model" / "sentencepiece.json"
@@ -24,19 +26,18 @@ SIZES = ((56, 56), (80, 60), (60, 100))
 NEXT = {"next": True, "grid_pinpoints": [[56, 112], [112, 56], [112, 112]]}
 
 
-def sightline(*words: str | Path, stdin: str | None = None) -> str:
+def sightline(*words: str | Path, stdin: str = "") -> str:
     """What a command prints; it must succeed."""
-    command = [sys.executable, "-m", "sightline", *map(str, words)]
-    done = subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
+    typed, sys.stdin = sys.stdin, io.StringIO(stdin)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            assert cli.main([str(word) for word in words]) == 0
+    finally:
+        sys.stdin = typed
+    return printed.getvalue()
 
 
-def answer_of(colour: str) -> str:
-    return f"It is a {colour} square."
-
-
-def make_pictures(folder: Path) -> Path:
+def make_pictures(folder: Path, answer: str) -> Path:
     """One of each colour and size; the JSON beside them asks for their colours."""
     folder.mkdir(parents=True)
     rows = []
@@ -46,7 +47,7 @@ def make_pictures(folder: Path) -> Path:
             Image.new("RGB", (width, height), value).save(folder / name)
             turns = [
                 {"from": "human", "value": f"<image>\n{QUESTION}"},
-                {"from": "gpt", "value": answer_of(colour)},
+                {"from": "gpt", "value": answer.format(colour)},
             ]
             rows.append({"id": name, "image": name, "conversations": turns})
     (folder / "data.json").write_text(json.dumps(rows), encoding="utf-8")
@@ -54,7 +55,7 @@ def make_pictures(folder: Path) -> Path:
 
 
 def make_vicuna(folder: Path) -> Path:
-    """A random Llama whose tokenizer is one of sentencepiece, begins each text and pads with <unk>, as Vicuna's does."""
+    """A random Llama with a tokenizer of sentencepiece, which begins texts and pads with <unk>, as Vicuna's does."""
     folder.mkdir(parents=True)
     model = json.loads(GOLDEN.read_text(encoding="utf-8"))["internlm"]["model"]
     (folder / "tokenizer.model").write_bytes(base64.b64decode(model))
@@ -69,9 +70,15 @@ def make_vicuna(folder: Path) -> Path:
     return folder
 
 
-def train(folder: Path, *, model: dict[str, Any] | None = None, tune: dict[str, Any] | None = None) -> Path:
+def train(
+    folder: Path,
+    *,
+    model: dict[str, Any] | None = None,
+    tune: dict[str, Any] | None = None,
+    answer: str = "It is a {} square.",
+) -> Path:
     """A run in `folder/run`, its parts in `folder/vicuna` and `folder/tower`, its pictures in `folder/pictures`."""
-    pictures = make_pictures(folder / "pictures")
+    pictures = make_pictures(folder / "pictures", answer)
     make_vicuna(folder / "vicuna")
     parts = {"llm": str(folder / "vicuna"), "vision_tower": str(folder / "tower"), "template": "vicuna"}
     recipe = tiny.write_recipe(
@@ -87,10 +94,9 @@ def train(folder: Path, *, model: dict[str, Any] | None = None, tune: dict[str, 
     return folder / "run"
 
 
-def our_answers(model: Path, pictures: Path, *, template: str | None = None) -> dict[str, str]:
+def our_answers(model: Path, pictures: list[str]) -> dict[str, str]:
     """What our own chat says of each picture, greedily."""
-    names = sorted(file.name for file in pictures.glob("*.png"))
     flags = ["--temperature", "0", "--max-new-tokens", "20", "--device", "cpu", "--torch-dtype", "fp32"]
-    lines = "".join(f"/image {pictures / name}\n{QUESTION}\n/reset\n" for name in names)
+    lines = "".join(f"/image {picture}\n{QUESTION}\n/reset\n" for picture in pictures)
     said = sightline("chat", model, *flags, stdin=lines)
-    return dict(zip(names, said.splitlines(), strict=True))
+    return dict(zip(pictures, said.splitlines(), strict=True))

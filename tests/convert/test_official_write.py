@@ -173,7 +173,7 @@ def test_the_tokenizer_is_the_language_models(world: Path, tmp_path: Path) -> No
     assert own.get_vocab() == before.get_vocab()
     assert own.pad_token is None and own.bos_token == "<s>"
     text = "What colour is this square?\nUSER: 12 ▁ñ</s>é"
-    assert own(text)["input_ids"] == before(text)["input_ids"]
+    assert own(text)["input_ids"] == [1, *before(text)["input_ids"]]  # the official code has the tokenizer begin
     # tokenizers 0.15, which the official code is pinned to, reads no other form.
     merges = json.loads((tmp_path / "llava" / "tokenizer.json").read_text())["model"]["merges"]
     assert merges and all(isinstance(pair, str) for pair in merges)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -83,23 +83,24 @@ def convert(
     verify: bool,
     quantize: str,
     mend_clip: bool = False,
+    learned: bool = False,
 ) -> Proof | None:
     """Write a source in a format, read it back and compare; nothing is left behind when they differ.
 
     `dtype` is that of the weights (None: the source's), `quantize` the kind of a GGUF's, `mend_clip` goes
-    around a defect of llama.cpp. Returns what was found; None
-    with `verify=False`, and for a GGUF, which nothing here reads.
+    around a defect of llama.cpp, `learned` leaves out of XTuner's folder what has not learned. Returns what was found;
+    None with `verify=False`, and for a GGUF, which nothing here reads.
     """
     check_new(out)
     given, source = source, source if dtype is None else source.to(dtype)
     try:
-        _write(source, out, to, max_shard_size=max_shard_size, quantize=quantize, mend_clip=mend_clip)
+        _write(source, out, to, max_shard_size, quantize=quantize, mend_clip=mend_clip, learned=learned)
     except OSError as error:
         raise CheckpointError(f"cannot write {out}: {error.strerror or error}; choose another folder") from error
     if not verify or to == "gguf":
         return None
     try:
-        proof = compare(given, read(out))
+        proof = compare(given, _with_the_rest(out, source) if learned else read(out))
     except BaseException:
         shutil.rmtree(out, ignore_errors=True)
         raise
@@ -107,7 +108,19 @@ def convert(
     return proof
 
 
-def _write(source: Source, out: Path, to: str, *, max_shard_size: str, quantize: str, mend_clip: bool) -> None:
+def _with_the_rest(out: Path, source: Source) -> Source:
+    """What was learned, on the parts that the source was learned on."""
+    from sightline.convert import xtuner
+
+    here = {part for part, adapter in (source.adapters or {}).items() if adapter is None}
+    named = {part: name for part, name in (source.parts or {}).items() if part not in here}
+    found = xtuner.read(out, **named, template=source.prompter.template.name)
+    return replace(found, prompter=source.prompter)
+
+
+def _write(
+    source: Source, out: Path, to: str, max_shard_size: str, *, quantize: str, mend_clip: bool, learned: bool
+) -> None:
     match to:
         case "huggingface":
             hf.write(source, out, max_shard_size=max_shard_size)
@@ -118,7 +131,7 @@ def _write(source: Source, out: Path, to: str, *, max_shard_size: str, quantize:
         case "xtuner":
             from sightline.convert import xtuner
 
-            xtuner.write(source, out, max_shard_size=max_shard_size)
+            xtuner.write(source, out, max_shard_size=max_shard_size, learned=learned)
         case "gguf":
             from sightline.convert import gguf
 

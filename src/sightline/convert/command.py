@@ -35,6 +35,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add("--fp32", action="store_const", dest="dtype", const="float32", help="the same as --dtype float32")
     add("--quantize", choices=("f32", "f16", "bf16", "q8_0"), default="f16", help="of a GGUF (default: %(default)s)")
     add("--mend-clip", action="store_true", help="of a GGUF: around llama.cpp's defect with CLIP (docs/deploy-gguf.md)")
+    add("--learned", action="store_true", help="xtuner, of a run's learned/: only what learned, adapters for peft")
     add("--max-shard-size", type=_size, default="5GB", help="of a weights file (default: %(default)s)")
     add("--safe-serialization", action="store_true", help="XTuner's; weights are always written as safetensors")
     add("--no-verify", dest="verify", action="store_false", help="do not compare logits afterwards")
@@ -50,6 +51,10 @@ def run(args: argparse.Namespace) -> None:
     XTuner folder. Tokenizer, image processor, chat template and generation config come along. Afterwards the result is
     read back, and its logits for a picture and a question are compared with those of IN.
     """
+    if args.learned and args.to != "xtuner":
+        raise UserError(
+            f"--learned is for --to xtuner: {args.to} has no place for adapters; leave it out to merge them"
+        )
     match args.words:
         case ["pth_to_hf", recipe, checkpoint, out]:
             _checkpoint(args, recipe, Path(checkpoint), Path(out))
@@ -99,6 +104,7 @@ def _write(args: argparse.Namespace, source: Source, out: Path) -> None:
         verify=args.verify,
         quantize=args.quantize,
         mend_clip=args.mend_clip,
+        learned=args.learned,
     )
     if proof is not None:
         say(_told(proof))

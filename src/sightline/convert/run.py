@@ -15,6 +15,7 @@ import torch
 from transformers import AutoModelForImageTextToText
 
 from sightline.convert.joined import finished, joined, llm_names
+from sightline.convert.learned import Adapter
 from sightline.convert.lora import combined
 from sightline.convert.source import Source
 from sightline.convert.tensors import Stored, in_file
@@ -53,10 +54,16 @@ def read(folder: Path, recipe: Recipe, *, dtype: torch.dtype) -> Source:
     learned = {name.replace(".default", ""): tensor for name, tensor in in_file(folder / WEIGHTS).items()}
     learned = {hub_name(name, base.config): tensor for name, tensor in learned.items()}
     projector = {name: tensor.to(dtype) for name, tensor in learned.items() if name.startswith("multi_modal_")}
-    for prefix, lora in (("language_model.", tune.llm_lora), ("vision_tower.", tune.vision_lora)):
+    adapters = {}
+    for part, prefix, lora in (
+        ("llm", "language_model.", tune.llm_lora),
+        ("vision_tower", "vision_tower.", tune.vision_lora),
+    ):
         own = {name: tensor for name, tensor in learned.items() if name.startswith(prefix)}
         tensors = _with(tensors, own, lora, folder)
-    return finished(replace(base, tensors=tensors), projector, path=folder, kind=KIND)
+        if own:
+            adapters[part] = None if lora is None else Adapter(own, lora, str(getattr(spec, part)))
+    return finished(replace(base, tensors=tensors, adapters=adapters), projector, path=folder, kind=KIND)
 
 
 def _with(

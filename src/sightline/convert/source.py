@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForImageTextToText
 
+from sightline.convert.learned import Adapter
 from sightline.convert.tensors import Stored
 from sightline.errors import ModelError
 from sightline.model.projector import depth_of, readable
@@ -31,6 +32,8 @@ class Source:
     """By the hub's names (`language_model.model.*`, ...), whole and of the shapes that the configuration says."""
     parts: Mapping[str, str] | None = None
     """Where the language model and the vision tower came from, for formats that name them: `llm`, `vision_tower`."""
+    adapters: Mapping[str, Adapter | None] | None = None
+    """Of a run, how its `llm` and `vision_tower` learned: by an adapter (also in `tensors`), or None where in full."""
 
     def to(self, dtype: torch.dtype) -> Source:
         """With its floating-point weights in another format."""

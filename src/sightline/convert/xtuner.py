@@ -15,6 +15,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from sightline.convert.hf import write_generation_config
 from sightline.convert.joined import finished, joined, llm_names, tower_name
+from sightline.convert.learned import Adapter, write_adapter
 from sightline.convert.lora import adapter_config, adapter_tensors, combined, merged
 from sightline.convert.names import XTUNER_PROJECTOR, rename, reverse
 from sightline.convert.source import Source
@@ -23,7 +24,16 @@ from sightline.convert.tower import plain_processor
 from sightline.errors import ModelError
 from sightline.model.llamafy import RENAME
 from sightline.model.llm import made_of
-from sightline.model.parts import ASPECT_KEY, LAYER_KEY, PROJECTOR, TOWER, describe, find_parts
+from sightline.model.parts import (
+    ASPECT_KEY,
+    LAYER_KEY,
+    LLM_ADAPTER,
+    PROJECTOR,
+    TOWER,
+    TOWER_ADAPTER,
+    describe,
+    find_parts,
+)
 from sightline.model.projector import depth_of
 from sightline.model.save import appearing, hub_config, write_json, write_tokenizer
 from sightline.runtime import say
@@ -73,12 +83,14 @@ def as_llama(tensors: Mapping[str, Stored], text: Any, family: str) -> dict[str,
     return result
 
 
-def write(source: Source, out: Path, *, max_shard_size: str, llm: bool = True, vision_tower: bool = True) -> None:
+def write(source: Source, out: Path, *, max_shard_size: str, learned: bool = False) -> None:
     """Write the folder; it appears when it is complete.
 
-    Without `llm` or `vision_tower`, as XTuner does with parts that were not trained: whoever loads it names them.
+    With `learned`, only what a run has learned, adapters apart, as XTuner does: whoever loads it names the rest.
     Raises ModelError for a LLaVA-NeXT, of which XTuner knows nothing.
     """
+    adapters = _learned(source) if learned else dict.fromkeys(("llm", "vision_tower"))
+    llm, vision_tower = (part in adapters and adapters[part] is None for part in ("llm", "vision_tower"))
     if source.prompter.tiles is not None:
         raise ModelError(f"{source.path} is a LLaVA-NeXT, which XTuner cannot load; choose huggingface or official")
     _remark(source)
@@ -100,6 +112,24 @@ def write(source: Source, out: Path, *, max_shard_size: str, llm: bool = True, v
             write_generation_config(source, partial)
         if vision_tower:
             write_json(partial / TOWER / "preprocessor_config.json", plain_processor(source))
+        if adapter := adapters.get("llm"):
+            write_adapter(adapter, partial / LLM_ADAPTER, names.own, "CAUSAL_LM")
+        if adapter := adapters.get("vision_tower"):
+            write_adapter(adapter, partial / TOWER_ADAPTER, lambda name: name.removeprefix("vision_tower."), None)
+
+
+def _learned(source: Source) -> Mapping[str, Adapter | None]:
+    if source.adapters is None:
+        raise ModelError(
+            f"--learned: {source.path} is {source.kind}; name the learned/ folder of a run, or a checkpoint"
+        )
+    adapter = source.adapters.get("llm")
+    if adapter is not None and (family := made_of(adapter.base)):
+        raise ModelError(
+            f"--learned: {adapter.base} is an {family}, and learned as a Llama: its adapter fits no other program's; "
+            f"leave out --learned, so that it is merged"
+        )
+    return source.adapters
 
 
 def _part(source: Source, prefix: str, own: Callable[[str], str]) -> dict[str, Stored]:

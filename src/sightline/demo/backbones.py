@@ -8,8 +8,10 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from importlib.resources import files
+from multiprocessing import get_context
 from pathlib import Path
 
 from sightline.demo.world import World
@@ -69,24 +71,37 @@ def backbones(world: World, cache_dir: Path, *, quick: bool) -> Backbones:
 
 
 def make_backbones(seed: int, cache_dir: Path, schedules: Schedules) -> Backbones:
-    """Train both backbones as the schedules say, or find what an earlier call with the same ones has trained."""
-    from sightline.demo.language import train_llm, train_tokenizer
-    from sightline.demo.tower import train_tower
+    """Train both backbones as the schedules say, or find what an earlier call with the same ones has trained.
 
+    Each learns in one thread, so that two cores do both at once.
+    """
     cache_dir = Path(cache_dir)
     cache_dir.mkdir(parents=True, exist_ok=True)
     key = fingerprint(seed, schedules)
+    llm, tower = cache_dir / f"llm-{key}", cache_dir / f"vision-tower-{key}"
+    if llm.is_dir() and tower.is_dir():
+        console.print(f"found {llm} and {tower}", markup=False, soft_wrap=True)
+        return Backbones(llm, tower)
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as beside:
+        language = beside.submit(_make, llm, seed, make_llm, (seed, schedules.llm))
+        _make(tower, seed, make_tower, (seed, schedules.tower, schedules.pictures))
+        language.result()
+    return Backbones(llm, tower)
 
-    def make_llm(folder: Path) -> None:
-        train_llm(folder, train_tokenizer(seed), schedules.llm, seed=seed)
 
-    def make_tower(folder: Path) -> None:
-        train_tower(folder, train_tokenizer(seed), schedules.tower, pictures=schedules.pictures, seed=seed)
+def make_llm(folder: Path, seed: int, schedule: Schedule) -> None:
+    """Train the language model."""
+    from sightline.demo.language import train_llm, train_tokenizer
 
-    return Backbones(
-        llm=_cached(cache_dir / f"llm-{key}", make_llm, seed),
-        vision_tower=_cached(cache_dir / f"vision-tower-{key}", make_tower, seed),
-    )
+    train_llm(folder, train_tokenizer(seed), schedule, seed=seed)
+
+
+def make_tower(folder: Path, seed: int, schedule: Schedule, pictures: int) -> None:
+    """Train the vision tower, with the language model's tokenizer for its captions."""
+    from sightline.demo.language import train_tokenizer
+    from sightline.demo.tower import train_tower
+
+    train_tower(folder, train_tokenizer(seed), schedule, pictures=pictures, seed=seed)
 
 
 def fingerprint(seed: int, schedules: Schedules) -> str:
@@ -98,18 +113,20 @@ def fingerprint(seed: int, schedules: Schedules) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _cached(folder: Path, make: Callable[[Path], None], seed: int) -> Path:
-    """`folder`, made under another name and renamed when it is complete."""
+def _make(folder: Path, seed: int, make: Callable[..., None], arguments: tuple[object, ...]) -> None:
+    """Make `folder`, where it is not there, under another name, and rename it when it is complete."""
     if folder.is_dir():
-        console.print(f"found {folder}", markup=False, soft_wrap=True)
-        return folder
+        return
+    import torch
+
     from sightline.model.reading import quiet
 
+    torch.set_num_threads(1)
     draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
         seed_everything(seed)
         with quiet():
-            make(draft)
+            make(draft, *arguments)
         draft.chmod(0o755)  # mkdtemp's folders are for their owner alone
         try:
             os.replace(draft, folder)
@@ -119,4 +136,3 @@ def _cached(folder: Path, make: Callable[[Path], None], seed: int) -> Path:
                 raise
     finally:
         shutil.rmtree(draft, ignore_errors=True)
-    return folder

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from multiprocessing import parent_process
 from typing import TYPE_CHECKING
 
 import torch
@@ -32,7 +33,9 @@ def learn(name: str, model: torch.nn.Module, schedule: Schedule, loss_of: Callab
     times = (TimeElapsedColumn(), TimeRemainingColumn())
     last: list[float] = []
     model.train()
-    with Progress(*columns, *times, console=console, disable=not console.is_terminal) as progress:
+    # Two backbones learn at once, and a terminal has one place for a bar: that of the main process.
+    hidden = not console.is_terminal or parent_process() is not None
+    with Progress(*columns, *times, console=console, disable=hidden) as progress:
         bar = progress.add_task(name, total=schedule.steps)
         for step in range(schedule.steps):
             set_rates(optimizer, lr_scale(step, schedule.steps, optim))

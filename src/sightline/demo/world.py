@@ -21,15 +21,22 @@ Row = dict[str, Any]
 CIRCLE = 1_000_000
 """MMBench adds this to the index each time it asks a question again with its options in another order."""
 
-CHOICE_SHARE = 0.5
+CHOICE_SHARE = 0.7
 """How often a question that can be put as multiple choice is, in the second file: first to find the answer, then its
 letter."""
+
+ANSWER_FIRST = 0.5
+"""How often such a question is asked openly just before: an answer that stands there already teaches what a letter
+is for, sooner than one that has to be found as well."""
+
+TWO_PICTURES = 0.16
+"""How many rows have two pictures."""
 
 WEIGHTS = {"describe": 0.3, "what": 2, "colour": 2.5, "shape": 1, "count": 0.4, "where": 3, "box": 0.8}
 """How often each kind of question is asked: those that take long to learn more often than the others."""
 
-OPTIONS = (2, 2, 3, 4)
-"""Numbers of options of a multiple-choice question; letters are learned from questions with two."""
+OPTIONS = (2, 3, 4)
+"""Numbers of options of a multiple-choice question. With four alone letters are learned sooner, but only of four."""
 
 HINT = "Hint: every picture shows one to three shapes."
 
@@ -142,7 +149,7 @@ def _finetune_rows(album: Album, rng: np.random.Generator, number: int, choices:
         if sort < 0.04:
             turns = conversation([scene], rng, turns=3, choices=choices)
             turns[0]["value"] = f"{in_words(scene, rng)}\n{turns[0]['value']}"
-        elif sort < 0.16:
+        elif sort < 0.04 + TWO_PICTURES:
             scenes = [scene, draw_scene(rng)]
             row["image"] = [album.add(each, rng) for each in scenes]
             turns = conversation(scenes, rng, turns=3, choices=choices)
@@ -160,7 +167,7 @@ def conversation(
     """Up to so many questions about one or two pictures; a share of them multiple choice.
 
     No two are about the same thing, and after a description nothing is asked: an answer that an earlier one gives away
-    is copied from the text, and what is copied does not teach to look.
+    is copied from the text, and what is copied does not teach to look. Letters are the exception: see ANSWER_FIRST.
     """
     result: dict[str, list[dict[str, str]]] = {}
     left = list(scenes[0].things)
@@ -174,7 +181,8 @@ def conversation(
         if asked.others and rng.random() < choices:
             options, right = with_options(asked, rng, number=int(rng.choice(OPTIONS)))
             hint = HINT if rng.random() < 0.15 else ""
-            result[asked.question] = _turn(choice_prompt(asked.question, options, hint), "ABCD"[right])
+            before = _turn(asked.question, asked.answer) if rng.random() < ANSWER_FIRST else []
+            result[asked.question] = before + _turn(choice_prompt(asked.question, options, hint), "ABCD"[right])
         else:
             result[asked.question] = _turn(asked.question, asked.answer)
         if asked.kind == "describe":

@@ -1,4 +1,4 @@
-"""A tokenizer.json as transformers 5 writes it -> one that older programs read, and that begins a text when it should."""
+"""A tokenizer.json as transformers 5 writes it -> one that older programs read, and that begins texts or leaves it."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ ADDS_TOKENS = ("TemplateProcessing", "BertProcessing", "RobertaProcessing")
 
 
 def plain_merges(content: dict[str, Any]) -> None:
-    """Write pairs as one string, as `tokenizers` did before 0.20, which calls all others damaged; newer ones read both."""
-    merges = content["model"].get("merges") or []
-    if not any(" " in part for pair in merges if isinstance(pair, list) for part in pair):
+    """Write pairs as one string: `tokenizers` before 0.20 calls all others damaged, and newer ones read both."""
+    merges = content["model"].get("merges")
+    if merges and not any(" " in part for pair in merges if isinstance(pair, list) for part in pair):
         content["model"]["merges"] = [pair if isinstance(pair, str) else " ".join(pair) for pair in merges]
 
 

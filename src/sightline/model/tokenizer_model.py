@@ -15,7 +15,7 @@ FILE = "tokenizer.model"
 
 
 def find_tokenizer_model(tokenizer: Any, *places: Any) -> Path | None:
-    """Of the first of the folders and hub ids that has one with the tokenizer's own tokens; where it came from first."""
+    """The first with the tokenizer's own tokens: where it came from, or in one of these folders and hub ids."""
     files = (file for place in (tokenizer.name_or_path, *places) if place for file in _file_in(place))
     return next((file for file in files if _is_the_same(file, tokenizer)), None)
 
