@@ -13,7 +13,7 @@ from sightline.demo import backbones as module
 from sightline.demo.backbones import Backbones, Schedule, Schedules, fingerprint, make_backbones
 from sightline.demo.language import Texts, train_tokenizer
 from sightline.demo.questions import in_words
-from sightline.demo.scenes import draw_scene
+from sightline.demo.scenes import COLOURS, PLACES, SHAPES, draw_scene
 from sightline.demo.tower import _family
 from sightline.types import IGNORE
 
@@ -69,15 +69,19 @@ def test_the_fingerprint_changes_with_what_counts(monkeypatch: pytest.MonkeyPatc
     assert first != fingerprint(0, TINY)
 
 
-def test_tokens_keep_to_words(made: Backbones) -> None:
-    """No token spans a space or a line, so a prompt has the same ids with and without the answer behind it."""
+def test_names_are_tokens_of_their_own(made: Backbones) -> None:
+    """No token spans a name and what stands beside it, so what is asked and what is answered is seen as it is."""
     tokenizer = AutoTokenizer.from_pretrained(made.llm)
-    for token in tokenizer.get_vocab():
-        assert "▁" not in token[1:] and (token == "\n" or "\n" not in token)
-    prompt, answer = "USER: Where is the red circle? ASSISTANT:", " northwest"
+    names = {f"▁{name}" for name in (*COLOURS, *SHAPES, *PLACES)}
+    assert names <= tokenizer.get_vocab().keys()
+    assert not [token for token in tokenizer.get_vocab() if any(name in token and name != token for name in names)]
+    prompt = "USER: Where is the circle? ASSISTANT:"
     ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
-    whole = tokenizer(prompt + answer, add_special_tokens=False)["input_ids"]
-    assert whole[: len(ids)] == ids and tokenizer.convert_ids_to_tokens(whole[len(ids) :]) == ["▁northwest"]
+    assert len(ids) == 6  # a blank in front, as Llama has it
+    for answer in ("northwest", "red circle", "B", "3"):
+        whole = tokenizer(f"{prompt} {answer}", add_special_tokens=False)["input_ids"]
+        words = [f"▁{word}" for word in answer.split()]
+        assert whole[: len(ids)] == ids and tokenizer.convert_ids_to_tokens(whole[len(ids) :]) == words
     for text in ("A red circle in the northwest.", "[0.06, 0.06, 0.28, 0.28]", "Ein Bär, 圆", "A. red\nB. blue"):
         assert tokenizer.decode(tokenizer(text, add_special_tokens=False)["input_ids"]) == text
 

@@ -9,6 +9,7 @@ import io
 import json
 import re
 from collections import defaultdict
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -83,12 +84,12 @@ def test_finetuning_data_have_all_sorts_of_rows(world: World) -> None:
     share = {sort: number.count(sort) / len(rows) for sort in (0, 1, 2)}
     assert 0.02 < share[0] < 0.07 and 0.05 < share[2] < 0.2
     turns = [turn["value"] for row in rows for turn in row["conversations"]]
-    assert max(len(row["conversations"]) for row in rows) == 8
+    assert max(len(row["conversations"]) for row in rows) == 16
     letters = [answer for answer in turns if answer in list("ABCD")]
-    # Half of the questions have two options, a quarter three, a quarter four - where there are so many: not of shapes
-    # and numbers. So D is right in 0 to 1/4 * 1/4 of them, C in 1/4 * 1/3 more to 1/2 * 1/3.
+    # A quarter of the questions have two options, a quarter three, half four - where there are so many: not of shapes
+    # and numbers, a seventh. So D is right in 6/7 * 1/2 * 1/4 of them, C in 1/4 * 1/3 + 1/2 * 1/4 to 3/4 * 1/3.
     found = {letter: letters.count(letter) / len(letters) for letter in "ABCD"}
-    assert 0.02 < found["D"] < 0.0625 + 0.02 and 0.12 < found["C"] < 0.19
+    assert 0.08 < found["D"] < 0.13 and 0.18 < found["C"] < 0.27
     assert found["A"] == pytest.approx(found["B"], abs=0.06)
     assert any(re.fullmatch(r"\w+ \[0\.\d\d, 0\.\d\d, 0\.\d\d, 0\.\d\d\]", turn) for turn in turns)
 
@@ -262,10 +263,11 @@ def test_training_asks_choices_as_mmbench_does() -> None:
 
 
 def test_no_answer_gives_another_one_away(world: World) -> None:
-    """A model that can copy from its own earlier answers does not learn to look."""
+    """A model that can copy from its own earlier answers does not learn to look; letters it may learn so."""
     for row in [row for path in world.finetune for row in rows_of(path)]:
         said = [turn["value"].removeprefix("<image>\n").removeprefix(f"{HINT}\n") for turn in row["conversations"][::2]]
-        questions = [text.splitlines()[0] for text in said]
+        told = [text.startswith(f"{before}\n") for before, text in pairwise(said)]
+        questions = [text.splitlines()[0] for text, known in zip(said, [False, *told], strict=True) if not known]
         if not isinstance(row.get("image"), str):
             continue
         assert len(questions) == 1 or not set(questions) & set(DESCRIBE)

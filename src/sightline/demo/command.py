@@ -146,7 +146,7 @@ def _stage(
     if projector_from is not None:
         overrides.append(f"model.projector_from={projector_from}")
     if args.quick and projector_from is not None:
-        overrides += ["data.0.repeat=2", "data.1.repeat=1"]
+        overrides += [f"data.{number}.repeat={times}" for number, times in enumerate((2, 1, 1))]
     recipe = load_recipe(name, overrides)
     _check(recipe, run_folder.with_name(f"{run_folder.name}_data.html"), f"{name} {' '.join(overrides)}")
     _step(

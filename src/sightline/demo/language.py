@@ -17,7 +17,7 @@ from sightline.data.formats import to_conversation
 from sightline.demo.learning import learn
 from sightline.demo.questions import in_words
 from sightline.demo.scenes import COLOURS, PLACES, SHAPES, caption, draw_scene
-from sightline.demo.world import conversation
+from sightline.demo.world import Lesson, conversation
 from sightline.prompt.prompter import Prompter, template_named
 from sightline.types import IGNORE, IMAGE
 
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from sightline.demo.backbones import Schedule
 
 VOCABULARY = 1280
+LESSON = Lesson(choices=0.25, told=0.25)
+"""What texts ask."""
+
 ASCII = [chr(code) for code in range(33, 127)]
 
 SHAPE = {
@@ -79,7 +82,7 @@ def _corpus(rng: np.random.Generator) -> Iterator[str]:
         scene = draw_scene(rng)
         yield from ("USER:", " ASSISTANT:", f" {in_words(scene, rng)}\n")
         for scenes in ([scene], [scene, draw_scene(rng)]):
-            for turn in conversation(scenes, rng, turns=3, choices=0.25):
+            for turn in conversation(scenes, rng, turns=3, lesson=LESSON):
                 yield from (f" {turn['value']}", f"\n{turn['value']}")
 
 
@@ -140,7 +143,7 @@ class Texts:
             said = self.tokenizer(f"{caption(scenes[0])}\n", add_special_tokens=False)["input_ids"]
             ids = np.array([*head, *said])
             return ids, np.where(np.arange(len(ids)) < len(head), IGNORE, ids)
-        turns = conversation(scenes, self.rng, turns=6 if len(scenes) == 1 else 4, choices=0.25)
+        turns = conversation(scenes, self.rng, turns=6 if len(scenes) == 1 else 4, lesson=LESSON)
         turns[0]["value"] = told + turns[0]["value"]
         encoded = self.prompter.encode(to_conversation({"conversations": turns}, "a text of the demo", None).messages)
         return encoded.ids, encoded.labels

@@ -21,21 +21,31 @@ Row = dict[str, Any]
 CIRCLE = 1_000_000
 """MMBench adds this to the index each time it asks a question again with its options in another order."""
 
-CHOICE_SHARE = 0.7
-"""How often a question that can be put as multiple choice is, in the second file: first to find the answer, then its
-letter."""
 
-ANSWER_FIRST = 0.5
-"""How often such a question is asked openly just before: an answer that stands there already teaches what a letter
-is for, sooner than one that has to be found as well."""
+@dataclass(frozen=True, slots=True)
+class Lesson:
+    """What the questions of a file are like."""
+
+    choices: float = 0.0
+    """How often a question that can be put as multiple choice is."""
+    told: float = 0.0
+    """How often such a question is asked openly just before, so that its answer stands there already."""
+
+
+LESSONS = {
+    "finetune_open": Lesson(),
+    "finetune_letters": Lesson(choices=0.9, told=0.75),
+    "finetune_choice": Lesson(choices=0.8, told=0.15),
+}
+"""The files of stage 2, in the order of learning: to find answers, what letters are for, both at once."""
 
 TWO_PICTURES = 0.16
 """How many rows have two pictures."""
 
-WEIGHTS = {"describe": 0.3, "what": 2, "colour": 2.5, "shape": 1, "count": 0.4, "where": 3, "box": 0.8}
+WEIGHTS = {"describe": 0.3, "what": 2, "colour": 2.5, "shape": 1, "count": 0.4, "where": 4, "box": 0.8}
 """How often each kind of question is asked: those that take long to learn more often than the others."""
 
-OPTIONS = (2, 3, 4)
+OPTIONS = (2, 3, 4, 4)
 """Numbers of options of a multiple-choice question. With four alone letters are learned sooner, but only of four."""
 
 HINT = "Hint: every picture shows one to three shapes."
@@ -59,8 +69,8 @@ class World:
     images: Path
     """The folder that image paths are relative to."""
     pretrain: Path
-    finetune: tuple[Path, Path]
-    """Open questions; open questions and multiple choice."""
+    finetune: tuple[Path, ...]
+    """A file for each of the LESSONS."""
     heldout: Path
     mmbench: Path
     counts: dict[str, int]
@@ -72,14 +82,14 @@ class Amounts:
     """How much is drawn."""
 
     pretrain: int
-    finetune: tuple[int, int]
+    finetune: tuple[int, ...]
     heldout: int
     """Questions of each kind."""
     circles: int
 
 
-FULL = Amounts(pretrain=2400, finetune=(6000, 6000), heldout=48, circles=100)
-QUICK = Amounts(pretrain=1024, finetune=(1600, 800), heldout=20, circles=20)
+FULL = Amounts(pretrain=2400, finetune=(6000, 4000, 4000), heldout=48, circles=100)
+QUICK = Amounts(pretrain=1024, finetune=(1600, 400, 400), heldout=20, circles=20)
 
 
 def draw_world(folder: Path, *, seed: int, quick: bool) -> World:
@@ -92,19 +102,16 @@ def draw_world(folder: Path, *, seed: int, quick: bool) -> World:
         seed=seed,
         images=folder / "images",
         pretrain=folder / "pretrain.json",
-        finetune=(folder / "finetune_open.json", folder / "finetune_choice.json"),
+        finetune=tuple(folder / f"{name}.json" for name in LESSONS),
         heldout=folder / "heldout.json",
         mmbench=folder / "mmbench.tsv",
         counts={},
     )
     rng = np.random.default_rng(seed)
-    opened, choices = (path.stem for path in world.finetune)
-    tables = {
-        world.pretrain: list(_pretrain_rows(Album(world.images, "pretrain"), rng, amounts.pretrain)),
-        world.finetune[0]: list(_finetune_rows(Album(world.images, opened), rng, amounts.finetune[0], 0.0)),
-        world.finetune[1]: list(_finetune_rows(Album(world.images, choices), rng, amounts.finetune[1], CHOICE_SHARE)),
-        world.heldout: list(_heldout_rows(Album(world.images, "heldout"), rng, amounts.heldout)),
-    }
+    tables = {world.pretrain: list(_pretrain_rows(Album(world.images, "pretrain"), rng, amounts.pretrain))}
+    for path, lesson, number in zip(world.finetune, LESSONS.values(), amounts.finetune, strict=True):
+        tables[path] = list(_finetune_rows(Album(world.images, path.stem), rng, number, lesson))
+    tables[world.heldout] = list(_heldout_rows(Album(world.images, "heldout"), rng, amounts.heldout))
     for path, rows in tables.items():
         path.write_text(json.dumps(rows, indent=1), encoding="utf-8")
         world.counts[path.name] = len(rows)
@@ -142,32 +149,32 @@ def _pretrain_rows(album: Album, rng: np.random.Generator, number: int) -> Itera
         yield {"id": f"pretrain-{at}", "image": album.add(scene, rng), "conversations": turn}
 
 
-def _finetune_rows(album: Album, rng: np.random.Generator, number: int, choices: float) -> Iterator[Row]:
+def _finetune_rows(album: Album, rng: np.random.Generator, number: int, lesson: Lesson) -> Iterator[Row]:
     for at in range(number):
         scene, sort = draw_scene(rng), rng.random()
         row: Row = {"id": f"{album.name}-{at}"}
         if sort < 0.04:
-            turns = conversation([scene], rng, turns=3, choices=choices)
+            turns = conversation([scene], rng, turns=3, lesson=lesson)
             turns[0]["value"] = f"{in_words(scene, rng)}\n{turns[0]['value']}"
         elif sort < 0.04 + TWO_PICTURES:
             scenes = [scene, draw_scene(rng)]
             row["image"] = [album.add(each, rng) for each in scenes]
-            turns = conversation(scenes, rng, turns=3, choices=choices)
+            turns = conversation(scenes, rng, turns=3, lesson=lesson)
             turns[0]["value"] = f"<image>\n<image>\n{turns[0]['value']}"
         else:
             row["image"] = album.add(scene, rng)
-            turns = conversation([scene], rng, turns=4, choices=choices)
+            turns = conversation([scene], rng, turns=4, lesson=lesson)
             turns[0]["value"] = f"<image>\n{turns[0]['value']}"
         yield row | {"conversations": turns}
 
 
 def conversation(
-    scenes: Sequence[Scene], rng: np.random.Generator, *, turns: int, choices: float
+    scenes: Sequence[Scene], rng: np.random.Generator, *, turns: int, lesson: Lesson
 ) -> list[dict[str, str]]:
     """Up to so many questions about one or two pictures; a share of them multiple choice.
 
     No two are about the same thing, and after a description nothing is asked: an answer that an earlier one gives away
-    is copied from the text, and what is copied does not teach to look. Letters are the exception: see ANSWER_FIRST.
+    is copied from the text, and what is copied does not teach to look. Letters are the exception: see `Lesson.told`.
     """
     result: dict[str, list[dict[str, str]]] = {}
     left = list(scenes[0].things)
@@ -178,10 +185,10 @@ def conversation(
         if asked is None or asked.question in result or (asked.kind == "describe" and result):
             continue
         left = [thing for thing in left if thing != asked.thing]
-        if asked.others and rng.random() < choices:
+        if asked.others and rng.random() < lesson.choices:
             options, right = with_options(asked, rng, number=int(rng.choice(OPTIONS)))
             hint = HINT if rng.random() < 0.15 else ""
-            before = _turn(asked.question, asked.answer) if rng.random() < ANSWER_FIRST else []
+            before = _turn(asked.question, asked.answer) if rng.random() < lesson.told else []
             result[asked.question] = before + _turn(choice_prompt(asked.question, options, hint), "ABCD"[right])
         else:
             result[asked.question] = _turn(asked.question, asked.answer)
