@@ -32,6 +32,9 @@ LAYERS = {"full_attention", "sliding_attention"}
 
 MORE = "does more behind its last layer than a linear map (a scale, a cap, a bias), which LLaVA would leave out"
 
+RENAMED = {"axk1", "laguna"}
+"""Families whose LLaVA does not come back equal from its own folder (transformers 5.23)."""
+
 STRETCHED = ("dynamic", "longrope")
 """Ropes that change for all samples of a pack with the longest of them."""
 
@@ -170,6 +173,8 @@ def _obstacle(config: Any) -> str | None:
     odd = sorted(set(getattr(config, "layer_types", None) or ()) - LAYERS)
     if odd or kind._is_stateful:
         return f"has layers ({', '.join(odd) or 'with a state'}) that carry one packed sample into the next"
+    if config.model_type in RENAMED:
+        return "is written by transformers under other names than it reads inside LLaVA: what was learned would be lost"
     if getattr(config, "attn_logit_softcapping", None) is not None:
         return "caps the scores of attention softly (as Gemma 2 does), which packed attention does not know"
     try:
