@@ -10,12 +10,10 @@ from transformers import GenerationConfig
 
 from sightline.convert.source import Source, checked
 from sightline.convert.tensors import in_folder, write_shards
-from sightline.model.load import load_parts, recognise_template
-from sightline.model.next import NEXT, check_processor, tiles_of
+from sightline.model.load import load_prompter
+from sightline.model.next import NEXT
 from sightline.model.reading import model_folder
 from sightline.model.save import appearing, hub_config, write_json, write_processor
-from sightline.model.vision import tokens_per_image
-from sightline.prompt.prompter import Prompter, template_named
 
 LAYOUTS = (
     (r"^model\.language_model\.", "language_model.model."),
@@ -33,17 +31,7 @@ COMPUTED = ("rotary_emb.inv_freq", "embeddings.position_ids")
 def read(path: str | Path, *, template: str | None = None) -> Source:
     """A directory of transformers, or the finished model of a run; raises ModelError where it is not whole."""
     folder = Path(model_folder(path))
-    config, tokenizer, image_processor = load_parts(folder)
-    tiles = tiles_of(config, tokens_per_image(config))
-    check_processor(image_processor, tiles, folder)
-    written_in = template_named(template, tokenizer=tokenizer) if template else recognise_template(tokenizer, folder)
-    prompter = Prompter(
-        tokenizer=tokenizer,
-        template=written_in,
-        image_processor=image_processor,
-        tokens_per_image=tokens_per_image(config),
-        tiles=tiles,
-    )
+    config, prompter = load_prompter(folder, template)
     tensors = {hub_name(name, config): tensor for name, tensor in in_folder(folder).items()}
     tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith(COMPUTED)}
     if config.tie_word_embeddings:

@@ -66,10 +66,7 @@ def load(
     given, path = path, model_folder(path)
     if path != given:
         say(f"{given} is a run; its model is {path}")
-    config, tokenizer, image_processor = load_parts(path)
-    tiles = tiles_of(config, tokens_per_image(config))
-    check_processor(image_processor, tiles, path)
-    written_in = template_named(template, tokenizer=tokenizer) if template else recognise_template(tokenizer, path)
+    config, prompter = load_prompter(path, template)
     where = pick_device(device)
     options: dict[str, Any] = REPORTED | {"dtype": pick_dtype(dtype, where)}
     if bits is not None:
@@ -82,6 +79,15 @@ def load(
     read_own_projector(model, path)
     if bits is None:
         model.to(where)
+    return VLM(model.eval(), prompter)
+
+
+def load_prompter(path: str | Path, template: str | None = None) -> tuple[Any, Prompter]:
+    """Configuration and prompter of a LLaVA directory; its template is recognised where none is named."""
+    config, tokenizer, image_processor = load_parts(path)
+    tiles = tiles_of(config, tokens_per_image(config))
+    check_processor(image_processor, tiles, path)
+    written_in = template_named(template, tokenizer=tokenizer) if template else recognise_template(tokenizer, path)
     prompter = Prompter(
         tokenizer=tokenizer,
         template=written_in,
@@ -89,7 +95,7 @@ def load(
         tokens_per_image=tokens_per_image(config),
         tiles=tiles,
     )
-    return VLM(model.eval(), prompter)
+    return config, prompter
 
 
 def load_parts(path: str | Path) -> tuple[Any, Any, Any]:
