@@ -33,6 +33,8 @@ TASKS = {
     "much smaller": (axis(2000, 2000, 28), axis(1500, 1500, 21)),
     "cut": (axis(90, 90, 60, 11, 30), axis(60, 60, 40, 3, 30)),
     "much lower than narrow": (axis(60, 60, 55), axis(400, 400, 20)),
+    "far from every edge": (axis(120, 900, 330), axis(130, 900, 330)),
+    "cut beside the picture": (axis(120, 900, 330, 0, 90), axis(900, 900, 330)),
     "one pixel": (axis(1, 1, 5), axis(1, 1, 5)),
 }
 
@@ -61,6 +63,14 @@ def test_the_fast_way_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "by_pillow", None)
     for side in (axis(640, 640, 336), axis(20, 20, 336), axis(90, 90, 90)):
         resample(noise(side.size, side.size), side, side, COLOUR)
+
+
+def test_what_lies_beside_the_picture_is_not_calculated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_by_products", lambda *task: np.zeros((3, task[2].length, task[1].length), np.uint8))
+    made = resample(noise(480, 640), axis(480, 640, 336), axis(640, 640, 336), COLOUR)
+    # 80 pixels at each side are 42 results, two of which the picture still reaches.
+    assert (made[:, :, [0, 39, 296, 335]] == np.array(COLOUR)[:, None, None]).all()
+    assert not made[:, :, 42:294].any()
 
 
 def test_black_and_white_meet_the_middle_between_two_levels() -> None:

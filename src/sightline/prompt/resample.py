@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 
 import numpy as np
@@ -53,6 +53,17 @@ class Axis:
 
 def resample(picture: Image.Image, across: Axis, down: Axis, colour: tuple[int, int, int]) -> np.ndarray:
     """Put an RGB picture on a canvas of one colour, resize it (bicubic) and cut out: uint8 [3, H, W]."""
+    columns, rows = _touching(across), _touching(down)
+    small = _resample(picture, _part(across, columns), _part(down, rows), colour)
+    if small.shape[1:] == (down.length, across.length):
+        return small
+    whole = np.empty((3, down.length, across.length), dtype=np.uint8)
+    whole[:] = np.array(colour, dtype=np.uint8)[:, None, None]
+    whole[:, rows, columns] = small
+    return whole
+
+
+def _resample(picture: Image.Image, across: Axis, down: Axis, colour: tuple[int, int, int]) -> np.ndarray:
     # Where a picture loses much more height than width, Pillow 13 takes the columns before the rows; 12 does not.
     rows_first = down.canvas - down.resized <= max(0, 2 * (across.canvas - across.resized))
     large = across.size * down.size + across.length * down.length > _SMALL
@@ -121,6 +132,19 @@ def _rounded(sums: np.ndarray, rest: np.ndarray) -> np.ndarray:
     sums += rest
     whole = sums.astype(np.int16)
     return np.clip(whole, 0, 255, out=whole)
+
+
+@lru_cache(maxsize=256)
+def _touching(axis: Axis) -> slice:
+    """The kept results that see a pixel of the picture; all others have the colour of the canvas."""
+    first, weights = _bicubic(axis)
+    at = first[:, None] + np.arange(weights.shape[1]) - axis.before
+    seen, _ = np.nonzero((weights != 0) & (at >= 0) & (at < axis.size))
+    return slice(int(seen[0]), int(seen[-1]) + 1) if len(seen) else slice(0, 1)
+
+
+def _part(axis: Axis, results: slice) -> Axis:
+    return replace(axis, start=axis.start + results.start, length=results.stop - results.start)
 
 
 @lru_cache(maxsize=256)
