@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import errno
 import importlib
 import inspect
 import io
@@ -68,6 +69,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader has gone (`| head`); without this, Python complains once more when it flushes at the end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            traceback.print_exc()
+            return 1
+        print(f"error: {error.filename or 'the output'}: {error.strerror}; make room and call again", file=sys.stderr)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 2
     except Exception:
         traceback.print_exc()
         return 1

@@ -12,6 +12,7 @@ from sightline.errors import UserError
 from sightline.model.quantize import bitsandbytes
 from sightline.model.tune import Group
 from sightline.recipe import OptimRecipe
+from sightline.train.muon import Muon
 
 WSD_DECAY = 0.3
 """The share of all steps in which the rate falls after it has stayed (warm-up, stable, decay)."""
@@ -43,7 +44,7 @@ def make_optimizer(groups: Sequence[Group], optim: OptimRecipe, *, fused: bool =
 
 def _for_matrices(rows: list[dict[str, Any]], optim: OptimRecipe) -> torch.optim.Optimizer:
     if optim.optimizer == "muon":
-        return torch.optim.Muon(rows, adjust_lr_fn="match_rms_adamw")
+        return Muon(rows, adjust_lr_fn="match_rms_adamw")
     bnb = check_optimizer(optim, rows[0]["params"][0].device)
     kind = bnb.optim.PagedAdamW8bit if optim.optimizer == "paged_adamw_8bit" else bnb.optim.AdamW8bit
     optimizer: torch.optim.Optimizer = kind(rows, betas=optim.betas, eps=optim.eps)
