@@ -21,7 +21,8 @@ import pytest
 from sightline.chat import command
 from sightline.chat.session import start
 from sightline.errors import UserError
-from sightline.model.generate import Memory, Sampling, replies
+from sightline.model.batched import replies
+from sightline.model.generate import Memory, Sampling
 from sightline.model.load import VLM
 from sightline.types import ImageRef, ask
 

@@ -11,7 +11,8 @@ import torch
 
 from sightline.chat.session import Session, after, answer, next_question, reset, show, start
 from sightline.errors import DataError, UserError
-from sightline.model.generate import Memory, Sampling, replies
+from sightline.model.batched import replies
+from sightline.model.generate import Memory, Sampling
 from sightline.model.load import VLM
 from sightline.prompt.prompter import template_named
 from sightline.prompt.render import render, to_text

@@ -16,7 +16,7 @@ from fake_model import FakeModel, base64_png
 @pytest.fixture
 def model(monkeypatch: pytest.MonkeyPatch) -> FakeModel:
     fake = FakeModel()
-    for name, attributes in (("generate", ("replies",)), ("load", ("load", "positions"))):
+    for name, attributes in (("batched", ("replies",)), ("load", ("load", "positions"))):
         module = ModuleType(f"sightline.model.{name}")
         for attribute in attributes:
             setattr(module, attribute, getattr(fake, attribute))

@@ -102,3 +102,19 @@ def test_the_turns_before_a_question_take_room_too(model: FakeModel) -> None:
     model.limit = 5
     turns = (ask("one two"), Message("assistant", ask("three").content), ask("four"))
     assert unasked(model, [Question("1", turns, "x")]).keys() == {0}
+
+
+def test_questions_about_one_image_are_asked_together(model: FakeModel, tmp_path: Path) -> None:
+    images = [ImageRef(png((colour, 0, 0))) for colour in (1, 2)]
+    texts = [("a", [images[0]]), ("b", [images[1]]), ("c", []), ("d", [images[0]]), ("e", []), ("f", [images[1]])]
+    questions = [Question(text, (ask(text, seen),), "x") for text, seen in texts]
+    model.says = lambda messages: messages[-1].text[-1]
+    expected = list("abcdef")
+    assert answer(model.vlm, questions, batch_size=1, max_new_tokens=1, folder=tmp_path) == expected
+    assert [messages[-1].text[-1] for messages in model.asked] == list("adbfce")
+    # A run that was cut off goes on in the same order.
+    lines = (tmp_path / "answers.jsonl").read_bytes().splitlines(keepends=True)
+    (tmp_path / "answers.jsonl").write_bytes(b"".join(lines[:3]))
+    model.calls.clear()
+    assert answer(model.vlm, questions, batch_size=1, max_new_tokens=1, folder=tmp_path) == expected
+    assert [messages[-1].text[-1] for messages in model.asked] == list("fce")

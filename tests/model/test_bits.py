@@ -15,7 +15,8 @@ from prompters import seen
 
 from sightline.errors import UserError
 from sightline.model.assemble import check_bits
-from sightline.model.generate import Memory, Sampling, replies, reply
+from sightline.model.batched import replies
+from sightline.model.generate import Memory, Sampling, reply
 from sightline.model.load import VLM, load
 from sightline.model.save import save
 from sightline.recipe import ModelRecipe, TuneRecipe

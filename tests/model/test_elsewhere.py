@@ -14,7 +14,7 @@ from exports import CASES, conversations, make_case, ours
 from prompters import seen
 
 from sightline.model.adapters import merge_adapters
-from sightline.model.generate import replies
+from sightline.model.batched import replies
 from sightline.model.load import VLM, load
 from sightline.model.save import save
 from sightline.prompt.templates import TEMPLATES

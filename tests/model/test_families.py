@@ -20,7 +20,7 @@ from sightline.data.collate import collate
 from sightline.errors import ModelError
 from sightline.model.assemble import assemble, check_length, make_prompter
 from sightline.model.attention import packed_attention
-from sightline.model.generate import replies
+from sightline.model.batched import replies
 from sightline.model.load import VLM, load
 from sightline.model.save import save
 from sightline.recipe import ModelRecipe

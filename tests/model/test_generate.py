@@ -16,7 +16,8 @@ from transformers import PreTrainedTokenizerFast
 
 from sightline.model import generate
 from sightline.model.assemble import assemble, make_prompter
-from sightline.model.generate import Memory, Sampling, TextStream, replies, reply
+from sightline.model.batched import replies
+from sightline.model.generate import Memory, Sampling, TextStream, reply
 from sightline.model.load import VLM
 from sightline.prompt.templates import TEMPLATES
 from sightline.recipe import ModelRecipe
@@ -123,8 +124,8 @@ def test_half_a_character_at_the_end_is_not_swallowed() -> None:
 
 def test_stop_strings_are_cut_off_wherever_the_pieces_break() -> None:
     for pieces in (["abc<end>d"], ["abc<", "en", "d>d"], list("abc<end>d")):
-        assert "".join(generate._without_stop(iter(pieces), ["<end>"])) == "abc"
-    assert "".join(generate._without_stop(iter(["abc<", "en"]), ["<end>"])) == "abc<en"
+        assert "".join(generate.without_stop(iter(pieces), ["<end>"])) == "abc"
+    assert "".join(generate.without_stop(iter(["abc<", "en"]), ["<end>"])) == "abc<en"
 
 
 def test_blanks_inside_an_answer_stay() -> None:

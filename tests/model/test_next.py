@@ -23,7 +23,8 @@ from transformers.models.siglip.image_processing_pil_siglip import SiglipImagePr
 
 from sightline.errors import ModelError
 from sightline.model.assemble import assemble, make_prompter
-from sightline.model.generate import Memory, Sampling, replies, reply
+from sightline.model.batched import replies
+from sightline.model.generate import Memory, Sampling, reply
 from sightline.model.load import VLM, load
 from sightline.model.save import save
 from sightline.model.tune import apply_tuning

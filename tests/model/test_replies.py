@@ -18,7 +18,8 @@ from prompters import seen
 
 from sightline.errors import DataError
 from sightline.model.assemble import assemble, make_prompter
-from sightline.model.generate import Memory, Sampling, replies, reply
+from sightline.model.batched import replies
+from sightline.model.generate import Memory, Sampling, reply
 from sightline.model.load import VLM
 from sightline.prompt.prompter import template_named
 from sightline.recipe import ModelRecipe

@@ -21,8 +21,8 @@ from tuned import PROJECTOR, TEXT, expected, tuning, write_world
 
 from sightline import cli
 from sightline.errors import CheckpointError
+from sightline.model.batched import replies
 from sightline.model.flags import load_model, model_flags
-from sightline.model.generate import replies
 from sightline.model.load import VLM
 from sightline.recipe import load_recipe
 from sightline.train.loop import train

@@ -17,7 +17,7 @@ from torch import nn
 
 from sightline.errors import DataError, MissingExtra, ModelError, UserError
 from sightline.model.assemble import assemble, make_prompter
-from sightline.model.generate import replies
+from sightline.model.batched import replies
 from sightline.model.load import VLM, load
 from sightline.recipe import load_recipe
 from sightline.runtime import seed_everything

@@ -56,11 +56,13 @@ def answer(
 ) -> list[str]:
     """The model's greedy answers, in the order of the questions, without blanks around them.
 
-    With a folder, answers are appended to its `answers.jsonl` as they come, and those already there are not asked for
-    again; the caller sees to it that they are of the same model and questions (`start_folder`).
+    With a folder, answers are appended to its `answers.jsonl` as they come, in the order of asking, and those already
+    there are not asked for again; the caller sees to it that they are of the same model and questions (`start_folder`).
     """
-    from sightline.model.generate import replies
+    from sightline.model.batched import replies
 
+    order = _by_images(questions)
+    questions = [questions[number] for number in order]
     file = folder / "answers.jsonl" if folder is not None else None
     answers = _answered(file, questions) if file is not None else []
     if answers:
@@ -84,7 +86,19 @@ def answer(
                 _append(file, part, new, start=len(answers))
             answers += new
             progress.update(bar, completed=len(answers))
-    return answers
+    of = dict(zip(order, answers, strict=True))
+    return [of[number] for number in range(len(order))]
+
+
+def _by_images(questions: Sequence[Question]) -> list[int]:
+    """The order to ask in: questions about the same images one after the other, so that these are encoded once."""
+    first: dict[tuple[ImageRef, ...], int] = {}
+    places = []
+    for number, question in enumerate(questions):
+        parts = (part for message in question.messages for part in message.content)
+        images = tuple(part for part in parts if isinstance(part, ImageRef))
+        places.append(first.setdefault(images, number) if images else number)
+    return sorted(range(len(questions)), key=places.__getitem__)
 
 
 def start_folder(work_dir: str | Path, settings: Mapping[str, object], fingerprint: str, *, last_file: str) -> Path:

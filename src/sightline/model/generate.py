@@ -1,4 +1,4 @@
-"""Messages -> an answer: streamed for one conversation with its key-value cache kept, or batched for many."""
+"""Messages -> an answer, streamed, with the key-value cache of the conversation kept from turn to turn."""
 
 from __future__ import annotations
 
@@ -101,33 +101,10 @@ def reply(
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
     try:
-        yield from _stripped(_without_stop(iter(stream), (*vlm.prompter.stop[1], *sampling.stop)))
+        yield from _stripped(without_stop(iter(stream), (*vlm.prompter.stop[1], *sampling.stop)))
     finally:
         closed.set()
         thread.join()
-
-
-def replies(
-    vlm: VLM,
-    conversations: Sequence[Sequence[Message]],
-    *,
-    max_new_tokens: int,
-    batch_size: int,
-    stop: Sequence[str] = (),
-    on_done: Callable[[int], None] | None = None,
-) -> list[str]:
-    """Answer many conversations greedily, in batches of similar length; answers come in the order of the questions."""
-    sampling = Sampling(max_new_tokens=max_new_tokens, stop=tuple(stop))
-    encoded = [vlm.prompter.encode(messages) for messages in conversations]
-    order = sorted(range(len(encoded)), key=lambda number: -len(encoded[number].ids))
-    answers = [""] * len(encoded)
-    for start in range(0, len(order), batch_size):
-        members = order[start : start + batch_size]
-        for number, answer in zip(members, _batch(vlm, [encoded[n] for n in members], sampling), strict=True):
-            answers[number] = answer
-        if on_done is not None:
-            on_done(len(members))
-    return answers
 
 
 @torch.inference_mode()
@@ -141,7 +118,7 @@ def _continue(
     new = replace(encoded, images=encoded.images[old_images:], sizes=encoded.sizes[old_images:])
     ids = torch.from_numpy(encoded.ids)[None].to(vlm.device)
     # generate() computes what the cache does not hold yet, so it gets all ids but only the pixels of the new images.
-    out = _generate(
+    out = generate(
         vlm,
         ids,
         torch.ones_like(ids),
@@ -156,21 +133,7 @@ def _continue(
     memory.ids = out[0].tolist()[: memory.cache.get_seq_length()]
 
 
-@torch.inference_mode()
-def _batch(vlm: VLM, encoded: Sequence[Encoded], sampling: Sampling) -> list[str]:
-    longest = max(len(sample.ids) for sample in encoded)
-    ids = torch.full((len(encoded), longest), vlm.prompter.pad_token_id)
-    mask = torch.zeros_like(ids)
-    for row, sample in enumerate(encoded):
-        ids[row, longest - len(sample.ids) :] = torch.from_numpy(sample.ids)
-        mask[row, longest - len(sample.ids) :] = 1
-    out = _generate(vlm, ids.to(vlm.device), mask.to(vlm.device), encoded, sampling)
-    texts = [_decode(vlm.prompter.tokenizer, row) for row in out[:, longest:].tolist()]
-    stops = (*vlm.prompter.stop[1], *sampling.stop)
-    return ["".join(_without_stop(iter([text]), stops)).strip() for text in texts]
-
-
-def _generate(
+def generate(
     vlm: VLM, ids: torch.Tensor, mask: torch.Tensor, seen: Sequence[Encoded], sampling: Sampling, **more: Any
 ) -> torch.Tensor:
     """Go on from `ids`; the images of `seen` are those whose features are to be computed, in order."""
@@ -178,11 +141,7 @@ def _generate(
     # answers must not change unseen, so it gets the same module with an empty one.
     model: Any = copy.copy(vlm.model)
     model.generation_config = GenerationConfig()
-    if images := [image for sample in seen for image in sample.images]:  # generate() takes no None for pixels
-        pixels = vlm.prompter.pixels(images).to(vlm.device)
-        more["pixel_values"] = vlm.prompter.pixel_values(pixels).to(vlm.model.dtype)
-    if sizes := heights_and_widths(seen):
-        more["image_sizes"] = torch.tensor(sizes)
+    more |= vision_inputs(vlm, seen)
     out: torch.Tensor = model.generate(
         input_ids=ids,
         attention_mask=mask,
@@ -191,6 +150,17 @@ def _generate(
         **more,
     )
     return out
+
+
+def vision_inputs(vlm: VLM, seen: Sequence[Encoded]) -> dict[str, torch.Tensor]:
+    """What the model is given of the images of these prompts; nothing where there is none."""
+    inputs = {}
+    if images := [image for sample in seen for image in sample.images]:
+        pixels = vlm.prompter.pixels(images).to(vlm.device)
+        inputs["pixel_values"] = vlm.prompter.pixel_values(pixels).to(vlm.model.dtype)
+    if sizes := heights_and_widths(seen):
+        inputs["image_sizes"] = torch.tensor(sizes)
+    return inputs
 
 
 def _settings(vlm: VLM, sampling: Sampling) -> GenerationConfig:
@@ -249,19 +219,19 @@ class TextStream(BaseStreamer):
 
     def _pass_on(self, *, half_characters: bool) -> None:
         ids = self.ids or []
-        known = _decode(self.tokenizer, ids[self.before : self.done])
-        text = _decode(self.tokenizer, ids[self.before :])
+        known = decode(self.tokenizer, ids[self.before : self.done])
+        text = decode(self.tokenizer, ids[self.before :])
         if len(text) > len(known) and (half_characters or not text.endswith("\N{REPLACEMENT CHARACTER}")):
             self.pieces.put(text[len(known) :])
             self.before, self.done = self.done, len(ids)
 
 
-def _decode(tokenizer: Any, ids: Sequence[int]) -> str:
+def decode(tokenizer: Any, ids: Sequence[int]) -> str:
     text: str = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
     return text
 
 
-def _without_stop(pieces: Iterator[str], stops: Sequence[str]) -> Iterator[str]:
+def without_stop(pieces: Iterator[str], stops: Sequence[str]) -> Iterator[str]:
     """Pass text on up to the first stop string, holding back what may be the beginning of one."""
     held = ""
     for piece in pieces:

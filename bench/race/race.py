@@ -1,0 +1,193 @@
+"""Sightline beside the programs that people train LLaVA with: the same rows, ids, targets and model, turn by turn.
+
+    make bench                  # builds an environment for each racer, races, writes bench/results/race.json
+    python bench/race/race.py --modes full --racers sightline trainer --rounds 5 --steps 2
+
+All racers of a mode are started and held (SIGSTOP); then each in turn runs on alone for a few steps, round after round,
+so that what else the machine does meets all of them. Before a racer counts, its first loss and its number of targets
+must be Sightline's: to 1e-4, and exactly.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+import turns
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+RESULTS = ROOT / "bench" / "results" / "race.json"
+GLOBAL_BATCH, WARM = 8, 2
+
+sys.path.insert(0, str(ROOT / "tests" / "clients"))
+import environments  # noqa: E402
+
+RACERS: dict[str, tuple[str | None, list[str]]] = {
+    "sightline": (None, ["racer_sightline.py"]),
+    "transformers Trainer, batches of 8": ("race-transformers", ["racer_trainer.py", "trainer", "8"]),
+    "transformers Trainer, row by row": ("race-transformers", ["racer_trainer.py", "trainer", "1"]),
+    "TRL SFTTrainer, batches of 8": ("race-trl", ["racer_trainer.py", "trl", "8"]),
+    "TRL SFTTrainer, row by row": ("race-trl", ["racer_trainer.py", "trl", "1"]),
+}
+"""Name -> environment (none: the one that runs this), script and what it is told besides folder, mode and work dir."""
+
+
+@dataclass
+class Racer:
+    """A running program."""
+
+    name: str
+    process: subprocess.Popen[bytes]
+    reports: IO[str]
+    log: Path
+    steps: list[dict[str, Any]] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+    """Of each turn that counts."""
+
+    def run(self, steps: int) -> float:
+        """Let it go on for so many steps; returns the seconds that it took."""
+        begun = time.perf_counter()
+        os.killpg(self.process.pid, signal.SIGCONT)
+        for _ in range(steps):
+            line = self.reports.readline()
+            if not line:
+                raise SystemExit(f"{self.name} ended; the end of {self.log}:\n{self.log.read_text()[-2000:]}")
+            self.steps.append(json.loads(line))
+        seconds = time.perf_counter() - begun
+        os.killpg(self.process.pid, signal.SIGSTOP)
+        return seconds
+
+    def peak_mb(self) -> int:
+        """What its main process held at most; worker processes share most of theirs with it."""
+        lines = Path(f"/proc/{self.process.pid}/status").read_text().splitlines()
+        return next(int(line.split()[1]) // 1024 for line in lines if line.startswith("VmHWM"))
+
+    def end(self) -> None:
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        self.reports.close()
+
+
+def start(name: str, folder: Path, mode: str, work: Path) -> Racer:
+    environment, (script, *told) = RACERS[name]
+    python = sys.executable if environment is None else environments.python_of(environment)
+    receive, send = os.pipe()
+    log = work / f"{name}-{mode}.log"
+    settings = {turns.PIPE: str(send), "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": str(os.cpu_count())}
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [python, HERE / script, folder, mode, work / f"{name}-{mode}", *told],
+            env=os.environ | settings,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            pass_fds=[send],
+        )
+    os.close(send)
+    return Racer(name, process, os.fdopen(receive), log)
+
+
+def race(names: Sequence[str], mode: str, folder: Path, work: Path, rounds: int, steps: int) -> dict[str, Any]:
+    tokens = [len(row["ids"]) for row in json.loads((folder / "tokens.json").read_text())]
+    racers: list[Racer] = []
+    try:
+        for name in names:
+            print(f"{mode}: {name} gets ready", flush=True)
+            racers.append(start(name, folder, mode, work))
+            racers[-1].run(WARM)
+        for number in range(rounds):
+            for racer in racers:
+                racer.seconds.append(racer.run(steps))
+                print(f"{mode}, round {number + 1}: {racer.name} {steps / racer.seconds[-1]:.3f} steps/s", flush=True)
+        return {racer.name: result(racer, racers[0], tokens, steps) for racer in racers}
+    finally:
+        for racer in racers:
+            racer.end()
+
+
+def result(racer: Racer, first: Racer, tokens: list[int], steps: int) -> dict[str, Any]:
+    rounds = len(racer.seconds)
+    counted = tokens[WARM * GLOBAL_BATCH :][: rounds * steps * GLOBAL_BATCH]
+    total = sum(racer.seconds)
+    ratios = [theirs / ours for theirs, ours in zip(racer.seconds, first.seconds, strict=True)]
+    same = (
+        abs(racer.steps[0]["loss"] - first.steps[0]["loss"]) <= 1e-4
+        and racer.steps[0]["targets"] == first.steps[0]["targets"]
+    )
+    return {
+        "same_work": same,
+        "steps_per_second": round(rounds * steps / total, 4),
+        "samples_per_second": round(rounds * steps * GLOBAL_BATCH / total, 3),
+        "tokens_per_second": round(sum(counted) / total, 1),
+        "peak_mb": racer.peak_mb(),
+        "times_its_seconds": [round(f(ratios), 2) for f in (statistics.median, min, max)],
+        "first_loss": round(racer.steps[0]["loss"], 6),
+        "last_loss": round(racer.steps[-1]["loss"], 6),
+        "targets": [step["targets"] for step in racer.steps],
+        "seconds": [round(value, 2) for value in racer.seconds],
+    }
+
+
+def table(mode: str, results: dict[str, Any]) -> str:
+    title = f"| {mode} | steps/s | samples/s | tokens/s | peak MB | first loss | last loss | Sightline is faster by |"
+    lines = [title, "|---|---|---|---|---|---|---|---|"]
+    for name, found in results.items():
+        middle, least, most = found["times_its_seconds"]
+        faster = f"{middle} ({least} - {most})" if found["same_work"] else f"({middle}, but not the same work)"
+        rates = f"{found['steps_per_second']} | {found['samples_per_second']} | {found['tokens_per_second']}"
+        losses = f"{found['first_loss']:.5f} | {found['last_loss']:.5f}"
+        lines.append(f"| {name} | {rates} | {found['peak_mb']} | {losses} | {faster} |")
+    return "\n".join(lines)
+
+
+def machine() -> dict[str, Any]:
+    with Path("/proc/meminfo").open() as file:
+        memory = int(file.readline().split()[1]) // 1_000_000
+    model = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    name = model[0].split(":")[1].strip() if model else platform.machine()
+    return {"processor": name, "cpus": os.cpu_count(), "memory_gb": memory, "load": round(os.getloadavg()[0], 1)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--modes", nargs="+", default=["full", "frozen", "lora"])
+    parser.add_argument("--racers", nargs="+", default=list(RACERS), help="names, or how they begin")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=2, help="of each turn")
+    parser.add_argument("--folder", type=Path, help="where the world is, or will be (default: made anew)")
+    args = parser.parse_args()
+    environments.TABLE.update(tomllib.loads((HERE / "environments.toml").read_text()))
+    names = [name for name in RACERS if name.startswith(tuple(args.racers))]
+    work = Path(tempfile.mkdtemp(prefix="sightline-race-"))
+    folder = args.folder or work / "world"
+    if not folder.exists():
+        print("making the world", flush=True)
+        subprocess.run([sys.executable, HERE / "world.py", folder], check=True, stdout=subprocess.DEVNULL)
+    found = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    for mode in args.modes:
+        results = race(names, mode, folder, work, args.rounds, args.steps)
+        print(table(mode, results), flush=True)
+        versions = environments.TABLE | {"sightline": {"requirements": ["this version"]}}
+        required = {name: versions[RACERS[name][0] or "sightline"]["requirements"] for name in names}
+        found[mode] = {"results": results, "versions": required, "machine": machine()}
+        RESULTS.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    shutil.rmtree(work)
+
+
+if __name__ == "__main__":
+    main()
