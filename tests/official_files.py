@@ -15,6 +15,10 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import save_file
 from transformers import CLIPVisionModel, LlamaForCausalLM
 
+from sightline.model.assemble import assemble, make_prompter
+from sightline.model.save import save
+from sightline.recipe import ModelRecipe
+
 Tensors = dict[str, torch.Tensor]
 
 V15: dict[str, Any] = {
@@ -42,6 +46,9 @@ V16: dict[str, Any] = {
     **{"transformers_version": "4.36.2", "unfreeze_mm_vision_tower": True},
 }
 """config.json of liuhaotian/llava-v1.6-vicuna-7b."""
+
+NOT_WRITTEN = {"_name_or_path", "max_length", "transformers_version", "mm_vision_tower"}
+"""Fields of the released files that say nothing of the model, or where a file is."""
 
 SMALL_GRIDS = [[56, 112], [112, 56], [112, 112], [168, 56], [56, 168]]
 """Width and height, as the official files have them."""
@@ -161,3 +168,11 @@ def write_tokenizer(parts: Path, out: Path) -> None:
     for name in ("tokenizer.json", "tokenizer_config.json"):
         settings = (parts / "llm" / name).read_text(encoding="utf-8")
         (out / name).write_text(settings, encoding="utf-8")
+
+
+def assembled(world: Path, out: Path, **changes: Any) -> Path:
+    """A Hugging Face directory as Sightline assembles it."""
+    parts = {"llm": str(world / "llm"), "vision_tower": str(world / "tower"), "template": "vicuna"}
+    spec = ModelRecipe.model_validate(parts | changes)
+    torch.manual_seed(0)
+    return save(assemble(spec, make_prompter(spec)), out)

@@ -135,6 +135,12 @@ def test_a_reader_that_has_gone_is_no_error() -> None:
     assert (done.returncode, done.stderr) == (0, b"")
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="a shell's way to close standard output")
+def test_a_closed_output_is_no_error() -> None:
+    done = subprocess.run(f"'{sys.executable}' -m sightline list-cfg >&-", shell=True, stderr=subprocess.PIPE)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has a file that is always full")
 def test_a_full_disk_is_a_line() -> None:
     with Path("/dev/full").open("w") as full:

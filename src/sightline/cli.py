@@ -56,7 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         code = _dispatch(list(sys.argv[1:] if argv is None else argv))
-        sys.stdout.flush()
+        if sys.stdout is not None:  # closed from the start: `>&-`
+            sys.stdout.flush()
         return code
     except UserError as error:
         for line in dict.fromkeys(str(error).splitlines()):

@@ -169,6 +169,20 @@ def test_a_blank_in_front_sends_a_command_as_a_question(chat: Chat, vlm: VLM) ->
     assert chat(" /help\n") == alone(vlm, "/help") + "\n"
 
 
+def test_a_byte_order_mark_is_no_part_of_the_question(chat: Chat, vlm: VLM) -> None:
+    assert chat("\ufeffWhat?\n") == alone(vlm, "What?") + "\n"
+    assert chat("\ufeff/exit\nWhat?\n") == ""
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-"])
+def test_a_closed_input_or_output_is_one_line(run_folder: Path, closed: str) -> None:
+    done = subprocess.run(
+        f"'{sys.executable}' -m sightline chat '{run_folder}' {closed}", shell=True, capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: standard input or output is closed") and done.stderr.count("\n") == 1
+
+
 def test_the_seed_chooses_the_answer(chat: Chat) -> None:
     lively = ("--temperature", "2", "--top-k", "0", "--top-p", "1")
     one, again, other = (chat("What?\nWhy?\n", *lively, "--seed", seed) for seed in ("7", "7", "8"))
@@ -208,6 +222,8 @@ def test_a_url_is_fetched_once(chat: Chat, vlm: VLM, pictures: Path, monkeypatch
         ("--top-p", "1.5"),
         ("--max-new-tokens", "0"),
         ("--temperature", "nan"),
+        ("--temperature", "inf"),
+        ("--repetition-penalty", "inf"),
         ("--torch-dtype", "fp8"),
         ("--bits", "5"),
     ],

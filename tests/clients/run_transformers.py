@@ -31,6 +31,20 @@ for picture in asked["pictures"]:
         "logits": logits.tolist(),
         "answer": said.strip(),
     }
+# How a prompt begins, tokenised in each of the ways that programs have.
+bare = processor.apply_chat_template(
+    [{"role": "user", "content": [{"type": "text", "text": question}]}], add_generation_prompt=True
+)
+begun = {
+    "processor": processor(text=bare)["input_ids"][0],
+    "tokenizer": processor.tokenizer(bare, add_special_tokens=True)["input_ids"],
+    "by hand": processor.tokenizer(question)["input_ids"],
+}
+if transformers.__version__ >= "4.50":  # before, it made no tokens of pictures
+    messages = [{"role": "user", "content": [{"type": "image", "path": picture}, {"type": "text", "text": question}]}]
+    begun["in one step"] = processor.apply_chat_template(
+        messages, add_generation_prompt=True, tokenize=True, return_dict=True
+    )["input_ids"][0]
 # With the picture inside of the conversation, as the documentation of the pipeline has it.
 pipe = pipeline("image-text-to-text", model=folder, torch_dtype=torch.float32)
 for picture in asked["pictures"]:
@@ -43,5 +57,7 @@ result = {
     "loading": {kind: sorted(map(str, keys)) for kind, keys in report.items() if keys},
     "kinds": [type(model).__name__, type(processor).__name__, type(processor.tokenizer).__name__],
     "found": found,
+    "bos": processor.tokenizer.bos_token_id,
+    "begun": {way: list(map(int, ids)) for way, ids in begun.items()},
 }
 Path(sys.argv[2]).write_text(json.dumps(result), encoding="utf-8")

@@ -33,3 +33,11 @@ def test_the_same_model(world: Callable[[str], Path], exported: Callable[[str, s
         assert theirs["answer"] == answers[picture]
     figure("official loading rules, transformers 4.37.2", largest, logits)
     assert largest < 1e-4
+
+
+@pytest.mark.clients
+def test_a_next_loads(world: Callable[[str], Path], exported: Callable[[str, str], Path], tmp_path: Path) -> None:
+    """All of its tensors have their places: the tower in the weights, and what ends a row of tiles."""
+    asked = {"folder": str(exported("next", "official")), "pictures": [], "prompt": ""}
+    said = said_by("official-llava", "run_official.py", asked, tmp_path)
+    assert said["loading"] == {} and said["tokens"] == said["rows"]

@@ -48,6 +48,8 @@ def test_the_same_model(world: World, exported: Exported, tmp_path: Path, name: 
         assert (ids.count(vlm.prompter.image_token_id) > 2 * 16) == (kind == "next")  # whole, and in tiles
         largest = max(largest, difference(theirs["logits"], logits))
         assert theirs["answer"] == theirs["piped"] == answers[picture]
+    for way, started in said["begun"].items():
+        assert started[0] == said["bos"] and started.count(said["bos"]) == 1, way
     figure(f"transformers {said['version']}, huggingface ({kind})", largest, logits)
     assert largest < 1e-4
     assert len(set(answers.values())) == len(PICTURES)

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import families
 import pytest
 import tiny
 import torch
@@ -110,6 +111,9 @@ def test_templates_in_go() -> None:
         "{{ .Content }} [/INST]{{ else }}[INST] {{ .Content }} [/INST]{{ end }}"
         "{{ else }} {{ .Content }} </s>{{ end }}{{ $behind = .Role }}{{ end }}"
     )
+    # Ollama writes the first token; `auto` has it as it is, and a system prompt of its own behind it may.
+    begun = replace(TEMPLATES["vicuna"], begin="<s>Hello. ")
+    assert go_template(begun, bos="<s>", eos="</s>").startswith('{{ $behind := "" }}Hello. {{ range')
     with pytest.raises(ModelError, match="counts its turns"):
         go_template(TEMPLATES["chatglm2"], bos="", eos="")
     with pytest.raises(ModelError, match="which a Modelfile cannot"):
@@ -158,6 +162,14 @@ def test_numbers_that_float16_cannot_hold(source: Source, tmp_path: Path) -> Non
     with pytest.raises(ModelError, match=r"token_embd.weight has numbers that float16 cannot hold|output.weight"):
         gguf.write(large, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_cannot_be_written_is_told_in_a_line_with_a_way_out(hub: Path, tmp_path: Path) -> None:
+    tower = families.make_tower(tmp_path / "tower", "dinov2")
+    assembled(tmp_path / "hf", tiny.make_llm(tmp_path / "llm"), tower)
+    with pytest.raises(ModelError, match=r"^llama.cpp computes CLIP and SigLIP.*; huggingface holds such a model$"):
+        gguf.write(hf.read(tmp_path / "hf"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_unknown_format(source: Source, tmp_path: Path) -> None:

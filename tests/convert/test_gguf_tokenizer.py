@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +147,12 @@ def test_a_text_begins_with_a_token_where_the_template_writes_it() -> None:
     assert keys_of(tiny.make_tokenizer())["add_bos_token"] is True
     extra = ("<|im_start|>", "<|im_end|>")
     assert keys_of(tiny.make_tokenizer(extra=extra), template="chatml")["add_bos_token"] is False
+
+
+def test_a_chat_template_of_the_tokenizers_own_that_writes_the_token() -> None:
+    """`auto` has it as it is written there, not as a mark."""
+    prompter = Prompter(tiny.make_tokenizer(extra=("<image>",)), replace(TEMPLATES["vicuna"], begin="<s>"), None, 16)
+    assert tokenizer_keys(prompter, 704)["tokenizer.ggml.add_bos_token"] is True
 
 
 def word_level() -> PreTrainedTokenizerFast:

@@ -19,36 +19,17 @@ from transformers import (
     CLIPImageProcessor,
     CLIPVisionConfig,
     CLIPVisionModel,
-    LlamaConfig,
-    LlavaConfig,
-    LlavaNextConfig,
     PreTrainedTokenizerFast,
 )
 
 from sightline.convert import hf, official
-from sightline.convert.official_config import official_config
-from sightline.convert.source import Source, hub_shapes
-from sightline.convert.tensors import Stored
+from sightline.convert.source import Source
 from sightline.errors import ModelError
-from sightline.model.assemble import assemble, make_prompter
-from sightline.model.save import save
-from sightline.recipe import ModelRecipe
-
-NOT_WRITTEN = {"_name_or_path", "max_length", "transformers_version", "mm_vision_tower"}
-"""Fields of the released files that say nothing of the model, or where a file is."""
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made.make_parts(tmp_path_factory.mktemp("world"))
-
-
-def assembled(world: Path, out: Path, **changes: Any) -> Path:
-    """A Hugging Face directory as Sightline assembles it."""
-    parts = {"llm": str(world / "llm"), "vision_tower": str(world / "tower"), "template": "vicuna"}
-    spec = ModelRecipe.model_validate(parts | changes)
-    torch.manual_seed(0)
-    return save(assemble(spec, make_prompter(spec)), out)
 
 
 def same_tensors(one: Source, other: Source) -> None:
@@ -70,7 +51,7 @@ CASES: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("case", CASES)
 def test_there_and_back(world: Path, tmp_path: Path, case: str) -> None:
-    before = hf.read(assembled(world, tmp_path / "hf", **CASES[case]))
+    before = hf.read(made.assembled(world, tmp_path / "hf", **CASES[case]))
     official.write(before, tmp_path / "official", max_shard_size="100KB")
     assert len(list((tmp_path / "official").glob("model-*.safetensors"))) > 1
     between = official.read(tmp_path / "official")
@@ -104,49 +85,15 @@ def test_official_files_come_back_as_they_were(world: Path, tmp_path: Path, kind
     assert tensors.keys() == expected.keys()
     assert all(torch.equal(tensors[name], tensor) for name, tensor in expected.items())
     one, other = (json.loads((at / "config.json").read_text()) for at in (given, tmp_path / "again"))
-    left_out = NOT_WRITTEN | {"torch_dtype", "mm_vision_tower_lr", "tokenizer_model_max_length"}
+    left_out = made.NOT_WRITTEN | {"torch_dtype", "mm_vision_tower_lr", "tokenizer_model_max_length"}
     assert {key: value for key, value in one.items() if key not in left_out} == {
         key: value for key, value in other.items() if key in one and key not in left_out
     }
 
 
-def full_size(config: Any, world: Path) -> Source:
-    """A source of the shapes of a released model, in float16; nothing of it can be read."""
-    spec = {"llm": str(world / "llm"), "vision_tower": str(world / "tower"), "template": "vicuna"}
-    prompter = make_prompter(ModelRecipe.model_validate(spec))
-
-    def unreadable() -> torch.Tensor:
-        raise AssertionError("read")
-
-    tensors = {name: Stored(shape, torch.float16, unreadable) for name, shape in hub_shapes(config).items()}
-    return Source(Path("mine"), "made up", config, prompter, tensors)
-
-
-@pytest.mark.parametrize(
-    ("released", "kind"), [(made.V15, LlavaConfig), (made.V16, LlavaNextConfig)], ids=["1.5", "1.6"]
-)
-def test_fields_are_those_of_the_released_models(world: Path, released: dict[str, Any], kind: Any) -> None:
-    more = (
-        {"image_grid_pinpoints": [[h, w] for w, h in made.V16["image_grid_pinpoints"]]} if kind != LlavaConfig else {}
-    )
-    vision = CLIPVisionConfig(
-        hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16, image_size=336,
-        patch_size=14, projection_dim=768,
-    )  # fmt: skip
-    text = LlamaConfig(vocab_size=32064, max_position_embeddings=4096, rms_norm_eps=1e-5, pad_token_id=0)
-    config = kind(text_config=text, vision_config=vision, **more)
-    written = official_config(full_size(config, world), 32000, "/models/clip", pad=0)
-    wanted = {key: value for key, value in released.items() if key not in NOT_WRITTEN | {"mm_vision_tower_lr"}}
-    assert {key: written.get(key, "missing") for key in wanted} == wanted
-    assert written["mm_vision_tower"] == "/models/clip"
-    # What is written besides has the same meaning in every version of transformers.
-    extra = {"attention_bias", "attention_dropout", "head_dim", "mlp_bias", "rope_theta", "torch_dtype"}
-    assert written.keys() - released.keys() - {"mm_vision_tower_lr"} <= extra
-
-
 def test_the_vision_tower_is_one_that_clients_load(world: Path, tmp_path: Path) -> None:
     """SGLang and the official code take it by CLIPVisionModel; LMDeploy looks for vision_config in its config.json."""
-    source = hf.read(assembled(world, tmp_path / "hf"))
+    source = hf.read(made.assembled(world, tmp_path / "hf"))
     official.write(source, tmp_path / "llava", max_shard_size="5GB")
     config = json.loads((tmp_path / "llava" / "config.json").read_text())
     tower = Path(config["mm_vision_tower"])
@@ -167,7 +114,7 @@ def test_the_vision_tower_is_one_that_clients_load(world: Path, tmp_path: Path) 
 
 def test_the_tokenizer_is_the_language_models(world: Path, tmp_path: Path) -> None:
     """The official code resizes the embeddings to len(tokenizer): a token too many would be a random row."""
-    source = hf.read(assembled(world, tmp_path / "hf"))
+    source = hf.read(made.assembled(world, tmp_path / "hf"))
     official.write(source, tmp_path / "llava", max_shard_size="5GB")
     own, before = (PreTrainedTokenizerFast.from_pretrained(at) for at in (tmp_path / "llava", world / "llm"))
     assert own.get_vocab() == before.get_vocab()
@@ -188,7 +135,7 @@ def test_rows_that_were_there_before_stay(tmp_path: Path) -> None:
     tokens = len(tiny.make_tokenizer("legacy"))
     for rows in (tokens + 200, -(-(tokens + 2) // 64) * 64):
         world = made.make_parts(tmp_path / str(rows), vocab_size=rows)
-        source = hf.read(assembled(world, world / "hf"))
+        source = hf.read(made.assembled(world, world / "hf"))
         official.write(source, world / "llava", max_shard_size="5GB")
         assert json.loads((world / "llava" / "config.json").read_text())["vocab_size"] == rows
         assert len(PreTrainedTokenizerFast.from_pretrained(world / "llava")) == tokens
@@ -197,7 +144,7 @@ def test_rows_that_were_there_before_stay(tmp_path: Path) -> None:
 
 def test_a_language_model_with_a_tied_head(tmp_path: Path) -> None:
     world = made.make_parts(tmp_path / "world", tie_word_embeddings=True)
-    source = hf.read(assembled(world, tmp_path / "hf"))
+    source = hf.read(made.assembled(world, tmp_path / "hf"))
     official.write(source, tmp_path / "llava", max_shard_size="5GB")
     assert "lm_head.weight" not in load_file(tmp_path / "llava" / "model.safetensors")
     same_tensors(source, official.read(tmp_path / "llava"))
@@ -205,7 +152,7 @@ def test_a_language_model_with_a_tied_head(tmp_path: Path) -> None:
 
 def test_a_stretched_rope(tmp_path: Path) -> None:
     world = made.make_parts(tmp_path / "world", rope_parameters={**exports.ROPE, "rope_theta": 5e5})
-    source = hf.read(assembled(world, tmp_path / "hf"))
+    source = hf.read(made.assembled(world, tmp_path / "hf"))
     official.write(source, tmp_path / "llava", max_shard_size="5GB")
     config = json.loads((tmp_path / "llava" / "config.json").read_text())
     assert config["rope_theta"] == 5e5 and config["rope_scaling"]["factor"] == 8.0
@@ -217,7 +164,7 @@ def test_the_sentencepiece_model_comes_along(world: Path, tmp_path: Path, capsys
     """Where it is beside the tokenizer and has the same tokens; else it is said that there is none."""
     golden = Path(__file__).parents[1] / "model" / "sentencepiece.json"
     model = base64.b64decode(json.loads(golden.read_text())["internlm"]["model"])
-    folder = assembled(world, tmp_path / "hf")
+    folder = made.assembled(world, tmp_path / "hf")
     (folder / "tokenizer.model").write_bytes(model)
     official.write(hf.read(folder), tmp_path / "other", max_shard_size="5GB")
     assert not (tmp_path / "other" / "tokenizer.model").exists()
@@ -234,7 +181,7 @@ def test_the_sentencepiece_model_comes_along(world: Path, tmp_path: Path, capsys
     folder = tiny.make_llm(own / "llm", vocab_size=len(tokenizer))
     tokenizer.save_pretrained(folder)
     (own / "llm" / "special_tokens_map.json").unlink(missing_ok=True)
-    source = hf.read(assembled(own, own / "hf"))
+    source = hf.read(made.assembled(own, own / "hf"))
     (own / "hf" / "tokenizer.model").write_bytes(model)
     official.write(source, own / "llava", max_shard_size="5GB")
     assert (own / "llava" / "tokenizer.model").read_bytes() == model
@@ -246,14 +193,14 @@ def test_the_sentencepiece_model_comes_along(world: Path, tmp_path: Path, capsys
 
 def test_what_the_official_programs_do_not_know_is_refused(world: Path, tmp_path: Path) -> None:
     siglip = {"vision_tower": str(make_tower(tmp_path / "siglip", "siglip"))}
-    source = hf.read(assembled(world, tmp_path / "hf", **siglip))
-    with pytest.raises(ModelError, match="siglip_vision_model as vision tower"):
+    source = hf.read(made.assembled(world, tmp_path / "hf", **siglip))
+    with pytest.raises(ModelError, match=r"siglip_vision_model as vision tower.*; choose huggingface"):
         official.write(source, tmp_path / "llava", max_shard_size="5GB")
     neox = str(make_family(tmp_path / "neox", LLMS["gpt_neox"]))
-    source = hf.read(assembled(world, tmp_path / "hf_neox", llm=neox))
+    source = hf.read(made.assembled(world, tmp_path / "hf_neox", llm=neox))
     with pytest.raises(ModelError, match="gpt_neox as language model"):
         official.write(source, tmp_path / "llava", max_shard_size="5GB")
-    source = hf.read(assembled(world, tmp_path / "plain"))
+    source = hf.read(made.assembled(world, tmp_path / "plain"))
     source.config.projector_hidden_act = "relu"
     with pytest.raises(ModelError, match="2 layers with relu"):
         official.write(source, tmp_path / "llava", max_shard_size="5GB")

@@ -130,6 +130,29 @@ def test_a_folder_of_deepspeed(parts: Path, tmp_path: Path, stage: int, ranks: i
     assert_holds(tmp_path / "iter_10.pth", recipe(parts, llm="full"), expected(llm, tower, projector))
 
 
+def test_frozen_parameters_beside_the_others_do_not_count(parts: Path, tmp_path: Path) -> None:
+    """DeepSpeed keeps them too, unless it is asked not to; the recipe's are the same, and not rounded."""
+    llm, tower = xtuner_like.weights(parts / "llm"), xtuner_like.weights(parts / "tower")
+    projector = xtuner_like.projector(32, 64)
+    frozen = checkpoint(llm, tower) | {"llm.model.rotary_emb.inv_freq": torch.ones(8)}
+    folder = write_stage_2(tmp_path / "iter_10.pth", checkpoint(projector=projector), 2, frozen=frozen)
+    assert_holds(folder, recipe(parts), expected(llm, tower, projector))
+    for file in folder.glob("*_optim_states.pt"):
+        file.unlink()
+    assert zero.read(folder).keys() == checkpoint(projector=projector).keys()
+
+
+@pytest.mark.parametrize("write", [write_stage_2, write_stage_3])
+def test_numbers_that_no_parameter_has(parts: Path, tmp_path: Path, write: Any) -> None:
+    """Not even those of a bias: of a checkpoint that is whole, no number is left over but to fill it up."""
+    folder = write(tmp_path / "iter_10.pth", checkpoint(projector=xtuner_like.projector(32, 64)), 2)
+    for file in folder.glob("*model_states.pt"):
+        content = torch.load(file, weights_only=False)
+        assert content["param_shapes"][0].popitem() == ("projector.model.0.bias", torch.Size([64]))
+        torch.save(content, file)
+    assert "of another version of DeepSpeed" in refusal(folder, recipe(parts))
+
+
 def test_weights_of_half_precision_serve_without_the_optimiser(parts: Path, tmp_path: Path) -> None:
     state = checkpoint(projector=xtuner_like.projector(32, 64))
     folder = write_stage_2(tmp_path / "iter_10.pth", state, 2)

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import signal
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from multiprocessing import parent_process
 from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors import SafetensorError
 from transformers import AutoImageProcessor, AutoModelForCausalLM, AutoTokenizer, CLIPVisionModel
 
 from sightline.demo import backbones as module
-from sightline.demo.backbones import Backbones, Schedule, Schedules, fingerprint, make_backbones
+from sightline.demo.backbones import Backbones, Schedule, Schedules, _make, fingerprint, make_backbones
 from sightline.demo.language import Texts, train_tokenizer
 from sightline.demo.questions import in_words
 from sightline.demo.scenes import COLOURS, PLACES, SHAPES, draw_scene
 from sightline.demo.tower import _family
+from sightline.errors import UserError
 from sightline.types import IGNORE
 
 TINY = Schedules(llm=Schedule(3, 4, 1e-3), tower=Schedule(3, 8, 1e-3), pictures=16)
@@ -51,13 +59,66 @@ def test_a_second_call_finds_what_the_first_made(made: Backbones, monkeypatch: p
 
 def test_a_failure_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object, **__: object) -> float:
-        raise RuntimeError("no space left")
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
     monkeypatch.setattr("sightline.demo.tower.train_tower", fail)
-    with pytest.raises(RuntimeError, match="no space"):
+    with pytest.raises(UserError, match=r"no space left while writing .*vision-tower-"):
         make_backbones(0, tmp_path, TINY)
     # The other one is kept: it is complete.
     assert [path.name.split("-")[0] for path in tmp_path.iterdir()] == ["llm"]
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("model.safetensors", lambda path: os.truncate(path, 5000)),
+        ("config.json", lambda path: os.truncate(path, 0)),
+        ("tokenizer.json", Path.unlink),
+        ("sums.json", lambda path: path.write_text("[]")),
+        ("sums.json", Path.unlink),
+    ],
+)
+def test_a_damaged_one_is_made_again(
+    made: Backbones, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, damage: Callable[[Path], None]
+) -> None:
+    llm = tmp_path / "llm-x"
+    shutil.copytree(made.llm, llm)
+    again: list[Path] = []
+
+    def make(folder: Path, *_: object) -> None:
+        again.append(folder)
+        shutil.copytree(made.llm, folder, dirs_exist_ok=True)
+        (folder / "sums.json").unlink()
+
+    _make(llm, 0, make, ())
+    assert not again
+    damage(llm / name)
+    _make(llm, 0, make, ())
+    assert len(again) == 1
+    assert {path.name: path.read_bytes() for path in llm.iterdir()} == {
+        path.name: path.read_bytes() for path in made.llm.iterdir()
+    }
+    assert [path.name for path in tmp_path.iterdir()] == ["llm-x"]
+
+
+def test_what_a_killed_call_left_is_swept(made: Backbones, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in (".llm-x.partial", ".vision-tower-x.replaced", "llm-of-another-seed"):
+        (tmp_path / name).mkdir()
+    monkeypatch.setattr(module, "_make", lambda *_: None)
+    monkeypatch.setattr(module, "ProcessPoolExecutor", lambda *_, **__: ThreadPoolExecutor(1))
+    make_backbones(0, tmp_path, TINY)
+    assert [path.name for path in tmp_path.iterdir()] == ["llm-of-another-seed"]
+
+
+def test_a_killed_process_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_make", _die)
+    with pytest.raises(UserError, match="was killed; call again"):
+        make_backbones(0, tmp_path, TINY)
+
+
+def _die(*_: object) -> None:
+    if parent_process() is not None:
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def test_the_fingerprint_changes_with_what_counts(monkeypatch: pytest.MonkeyPatch) -> None:

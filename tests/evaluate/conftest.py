@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import csv
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -16,11 +14,8 @@ from fake_model import FakeModel, base64_png
 @pytest.fixture
 def model(monkeypatch: pytest.MonkeyPatch) -> FakeModel:
     fake = FakeModel()
-    for name, attributes in (("batched", ("replies",)), ("load", ("load", "positions"))):
-        module = ModuleType(f"sightline.model.{name}")
-        for attribute in attributes:
-            setattr(module, attribute, getattr(fake, attribute))
-        monkeypatch.setitem(sys.modules, module.__name__, module)
+    for place in ("batched.replies", "load.load", "load.positions"):
+        monkeypatch.setattr(f"sightline.model.{place}", getattr(fake, place.split(".")[1]))
     return fake
 
 

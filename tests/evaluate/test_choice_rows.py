@@ -144,6 +144,14 @@ def test_a_file_that_is_no_tsv_is_refused(tmp_path: Path, content: bytes, reason
     assert reason in first_problem(path)
 
 
+def test_a_refusal_is_short_whatever_the_cells_hold(tsv: Tsv, tmp_path: Path) -> None:
+    path = tsv({}, {"answer": "A" * 10_000})
+    assert len(first_problem(path)) < 300 + len(str(path))
+    headless = tmp_path / "headless.tsv"
+    headless.write_text(path.read_text().split("\n", 1)[1].replace(base64_png(), "iVBOR" * 10_000, 1))
+    assert "column" in first_problem(headless) and len(first_problem(headless)) < 800 + len(str(headless))
+
+
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"data file .*nowhere\.tsv is missing"):
         read_choices(tmp_path / "nowhere.tsv")

@@ -1,5 +1,7 @@
 """Which option an answer names; the cases were decided by hand."""
 
+import time
+
 import pytest
 
 from sightline.evaluate.letters import option_letter
@@ -200,3 +202,14 @@ def test_as_vlmevalkit(answer: str, theirs: str | None) -> None:
 def test_not_as_xtuner(answer: str) -> None:
     # XTuner takes the first run of [A-D]: "CA" of "CAT", "B" of "Because"; and it never finds an E.
     assert option_letter(answer, COLOURS) is None
+
+
+@pytest.mark.parametrize(
+    ("answer", "letter"),
+    [("A " * 5000, "A"), ("A B D " * 2000, None), ("answer" + "\"'`*(" * 2500 + "A " * 500, "A"), ("A" * 10_000, None)],
+    ids=["A A A", "A B D", "marks", "AAA"],
+)
+def test_an_endless_answer_takes_no_endless_time(answer: str, letter: str | None) -> None:
+    began = time.process_time()
+    assert option_letter(answer, {"A": "red", "B": "blue square", "D": "a"}) == letter
+    assert time.process_time() - began < 2

@@ -74,6 +74,12 @@ def test_an_image_of_several_questions_is_encoded_once(vlm: VLM, folder: Path, m
     assert sum(seen) == 1 + 2 + 1
 
 
+def test_progress_is_reported(vlm: VLM, folder: Path) -> None:
+    done: list[int] = []
+    replies(vlm, questions(folder), max_new_tokens=1, batch_size=3, on_done=done.append)
+    assert sum(done) == len(questions(folder)) and max(done) <= 3
+
+
 def test_beginnings_are_as_long_as_they_can_be() -> None:
     image = 9
     cases = {

@@ -40,7 +40,8 @@ results = {}
 for name, folder in asked["folders"].items():
     processor = AutoProcessor.from_pretrained(folder)
     model, report = AutoModelForImageTextToText.from_pretrained(folder, output_loading_info=True, dtype=torch.float32)
-    inputs = processor(text=asked["prompt"], images=Image.open(asked["image"]), return_tensors="pt")
+    prompt = processor.apply_chat_template(asked["messages"], add_generation_prompt=True)
+    inputs = processor(text=prompt, images=Image.open(asked["image"]), return_tensors="pt")
     with torch.no_grad():
         logits = model(**inputs).logits[0]
         out = model.generate(**inputs, max_new_tokens=6, do_sample=False)
@@ -161,14 +162,10 @@ def cases(folder: Path) -> dict[str, Case]:
 
 @pytest.fixture(scope="module")
 def elsewhere(cases: dict[str, Case], folder: Path) -> dict[str, Any]:
-    vlm = load(cases["llm-llama"].folder, device="cpu")
-    rendered = "".join(
-        "<image>" if isinstance(segment.content, ImageRef) else segment.content.text
-        for segment in vlm.prompter.render((ask("What colour?", (ImageRef("x"),)),))
-    )
+    content = [{"type": "image"}, {"type": "text", "text": "What colour?"}]
     asked = {
         "folders": {name: str(case.folder) for name, case in cases.items()},
-        "prompt": rendered,
+        "messages": [{"role": "user", "content": content}],
         "image": str(folder / "noise.png"),
     }
     (folder / "asked.json").write_text(json.dumps(asked), encoding="utf-8")

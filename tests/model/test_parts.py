@@ -177,6 +177,7 @@ def test_what_is_missing_or_does_not_fit(parts: Path, tmp_path: Path) -> None:
         ({"alpha_pattern": {"q_proj": 3}}, "no plain LoRA: merge it first"),
         ({"peft_type": "IA3"}, "no plain LoRA"),
         ({"lora_alpha": None}, "is damaged"),
+        ({"lora_alpha": float("nan")}, "is damaged"),
     ],
 )
 def test_adapters_of_other_kinds(parts: Path, tmp_path: Path, changes: dict[str, Any], reason: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import os
 import pickle
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,30 @@ def test_nothing_is_run(tmp_path: Path, call: Calls) -> None:
     assert not trap.exists()
     assert isinstance(read["hub"], Foreign) and isinstance(read["deep"][0], Foreign)
     assert tensors_in(read).keys() == STATE.keys()
+
+
+def test_tensors_with_attributes(tmp_path: Path) -> None:
+    """As DeepSpeed's, which note where they belong: torch then writes more than a plain tensor."""
+    plain, parameter = torch.arange(6.0).view(2, 3), torch.nn.Parameter(torch.ones(2))
+    plain.ds_id, parameter.ds_id = 5, 6  # type: ignore[attr-defined]
+    torch.save({"a": plain, "b": parameter}, tmp_path / "x.pth")
+    read = tensors_in(read_pickle(tmp_path / "x.pth"))
+    assert torch.equal(read["a"], plain) and torch.equal(read["b"], parameter)
+
+
+def test_a_tensor_that_would_be_made_by_another_function(tmp_path: Path) -> None:
+    trap = tmp_path / "run"
+    torch.save({"a": Calls(torch._tensor._rebuild_from_type_v2, os.mkdir, str, (str(trap),), {})}, tmp_path / "x.pth")
+    assert tensors_in(read_pickle(tmp_path / "x.pth")) == {}
+    assert not trap.exists()
+
+
+def test_storages_of_no_kind(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "x.pth", "w") as archive:
+        archive.writestr("archive/data.pkl", b"\x80\x02X\x01\x00\x00\x00aQ.")
+        archive.writestr("archive/version", "3")
+    with pytest.raises(ModelError, match="damaged"):
+        read_pickle(tmp_path / "x.pth")
 
 
 def test_a_tensor_beyond_its_data(tmp_path: Path) -> None:

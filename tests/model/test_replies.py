@@ -131,13 +131,6 @@ def test_no_more_tokens_than_asked_for(vlm: VLM, pictures: dict[str, ImageRef], 
     ]
 
 
-def test_progress_is_reported(vlm: VLM, pictures: dict[str, ImageRef]) -> None:
-    done: list[int] = []
-    replies(vlm, questions(pictures), max_new_tokens=1, batch_size=4, on_done=done.append)
-    assert done == [4, 2]
-    assert replies(vlm, [], max_new_tokens=1, batch_size=4) == []
-
-
 def test_an_answer_ends_at_a_stop_string(vlm: VLM, pictures: dict[str, ImageRef]) -> None:
     whole = [streamed(vlm, messages, 20) for messages in questions(pictures)]
     stops = [found[0] for answer in whole if (found := re.findall(r"(?<=\w)[a-z ]{3}(?=\w)", answer))]

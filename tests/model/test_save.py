@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from sightline.errors import ModelError
 from sightline.model.adapters import merge_adapters
 from sightline.model.load import load
-from sightline.model.save import save
+from sightline.model.save import appearing, save
 from sightline.prompt.prompter import template_named
 from sightline.prompt.templates import TEMPLATES
 from sightline.types import Message, Text
@@ -204,6 +204,16 @@ def test_saved_again_it_is_the_same(exported: dict[str, Path], tmp_path: Path) -
                 assert read(again, name) == read(folder, name)
             else:
                 assert (again / name).read_bytes() == (folder / name).read_bytes(), (case, name)
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, SystemExit, ValueError])
+def test_what_is_stopped_leaves_nothing(tmp_path: Path, stop: type[BaseException]) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "kept.txt").write_text("before")
+    with pytest.raises(stop), appearing(tmp_path / "mine", needs=0) as partial:
+        (partial / "half").write_bytes(b"half")
+        raise stop
+    assert [file.name for file in tmp_path.rglob("*")] == ["mine", "kept.txt"]
 
 
 def test_saving_leaves_the_model_as_it_was(tmp_path: Path) -> None:

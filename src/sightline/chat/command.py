@@ -56,6 +56,8 @@ def run(args: argparse.Namespace) -> None:
     but the answers comes out. An answer that Ctrl-C stops stays in the conversation as far as it was seen; stopped
     before its first word, the question counts as not asked.
     """
+    if sys.stdin is None or sys.stdout is None:
+        raise UserError("standard input or output is closed; a chat reads from one and answers on the other")
     session = start(args.system, tuple(_image(name) for name in args.image))
     with console.status(f"loading {args.model}"):
         vlm = load_model(args)
@@ -153,9 +155,11 @@ def _lines(at_terminal: bool) -> Iterator[str]:
             readline.parse_and_bind("tab: complete")  # file names
             readline.set_completer_delims(" ")
     begun: list[str] = []
+    mark = "\ufeff"  # what editors of Windows put in front of a file
     while True:
         try:
-            line = input((". " if begun else "> ") if at_terminal else "")
+            line = input((". " if begun else "> ") if at_terminal else "").removeprefix(mark)
+            mark = ""
         except EOFError:
             if at_terminal:
                 print()
@@ -197,7 +201,7 @@ def _number(kind: Callable[[str], Any], least: float, most: float = float("inf")
 
     def number(text: str) -> Any:
         value = kind(text)
-        if not least <= value <= most:
+        if not least <= value <= most or value == float("inf"):
             raise argparse.ArgumentTypeError(f"{text} is not between {least} and {most}")
         return value
 

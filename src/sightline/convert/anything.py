@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,7 +10,9 @@ from typing import Any
 import torch
 
 from sightline.convert import hf
+from sightline.convert.hub import located
 from sightline.convert.source import Source
+from sightline.convert.tensors import read_json
 from sightline.convert.verify import Proof, compare, write_proof
 from sightline.errors import CheckpointError, ModelError
 from sightline.model.reading import model_folder
@@ -30,9 +31,14 @@ class Parts:
     template: str | None = None
 
 
-def read(path: Path, parts: Parts = Parts()) -> Source:
-    """The model at a path, whatever format it has; raises ModelError where it is none of those known."""
+def read(name: str | Path, parts: Parts = Parts()) -> Source:
+    """The model in a folder or on the hub, whatever format it has; ModelError where it is none of those known."""
+    path = located(name)
     kind = recognise(path)
+    if kind in ("run", "huggingface") and (parts.llm or parts.vision_tower):
+        raise ModelError(f"{name} names or has its own parts: leave out --llm and --vision-tower")
+    if kind == "run" and parts.template:
+        raise ModelError(f"{name} is a run, whose recipe names its template: leave out --prompt-template")
     if kind == "run":
         from sightline.convert.checkpoint import source_of_run
 
@@ -42,16 +48,15 @@ def read(path: Path, parts: Parts = Parts()) -> Source:
     if kind == "official":
         from sightline.convert import official
 
-        return official.read(path, base=parts.llm, vision_tower=parts.vision_tower, template=parts.template)
+        named = dict(base=parts.llm, vision_tower=parts.vision_tower, template=parts.template)
+        return official.read(path, **named, name=str(name) if path != Path(name) else None)
     from sightline.convert import xtuner
 
     return xtuner.read(path, llm=parts.llm, vision_tower=parts.vision_tower, template=parts.template)
 
 
 def recognise(path: Path) -> str:
-    """`huggingface`, `official`, `xtuner` or `run`; ModelError says what is lacking."""
-    if not path.exists():
-        raise ModelError(f"no folder {path}")
+    """What is at a path that exists: `huggingface`, `official`, `xtuner` or `run`; ModelError says what is lacking."""
     if not path.is_dir():
         raise ModelError(f"{path} is a file; a checkpoint (.pth) needs its recipe: sightline convert pth_to_hf")
     if (path / "projector").is_dir():
@@ -68,8 +73,8 @@ def recognise(path: Path) -> str:
     if "text_config" in config and "vision_config" in config:
         return "huggingface"
     raise ModelError(
-        f"{path} is a {config.get('model_type')!r} model without a projector, not a LLaVA; put one together with "
-        f"sightline assemble"
+        f"{path} is a {config.get('model_type', 'nameless')!r} model without a projector, not a LLaVA; put one "
+        f"together with sightline assemble"
     )
 
 
@@ -89,7 +94,7 @@ def convert(
 
     `dtype` is that of the weights (None: the source's), `quantize` the kind of a GGUF's, `mend_clip` goes
     around a defect of llama.cpp, `learned` leaves out of XTuner's folder what has not learned. Returns what was found;
-    None with `verify=False`, and for a GGUF, which nothing here reads.
+    None with `verify=False`.
     """
     check_new(out)
     given, source = source, source if dtype is None else source.to(dtype)
@@ -97,10 +102,15 @@ def convert(
         _write(source, out, to, max_shard_size, quantize=quantize, mend_clip=mend_clip, learned=learned)
     except OSError as error:
         raise CheckpointError(f"cannot write {out}: {error.strerror or error}; choose another folder") from error
-    if not verify or to == "gguf":
+    if not verify:
         return None
     try:
-        proof = compare(given, _with_the_rest(out, source) if learned else read(out))
+        if to == "gguf":
+            from sightline.convert import gguf_back
+
+            proof = gguf_back.prove(given, source, out, quantize=quantize, mend_clip=mend_clip)
+        else:
+            proof = compare(given, _with_the_rest(out, source) if learned else read(out))
     except BaseException:
         shutil.rmtree(out, ignore_errors=True)
         raise
@@ -142,6 +152,10 @@ def check_new(out: Path) -> None:
     """Now rather than after minutes of loading: raise CheckpointError where `out` is not to be written to."""
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
+        if out.is_symlink() and not out.exists():
+            raise CheckpointError(f"{out} is a link to {out.readlink()}, which is not there; name another folder")
+        if out.is_file():
+            raise CheckpointError(f"{out} is a file; name a folder that is new or empty")
         taken = not out.name or (out.exists() and any(out.iterdir()))
     except OSError as error:
         raise CheckpointError(f"cannot write {out}: {error.strerror}; choose another folder") from error
@@ -150,12 +164,8 @@ def check_new(out: Path) -> None:
 
 
 def _config(folder: Path) -> dict[str, Any]:
-    try:
-        found: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        return found if isinstance(found, dict) else {}
-    except FileNotFoundError:
+    if not (folder / "config.json").exists():
         raise ModelError(
             f"{folder} has no config.json, no projector/ and no mm_projector.bin: it is no model that Sightline knows"
-        ) from None
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{folder / 'config.json'} is damaged ({error}); copy it again") from error
+        )
+    return read_json(folder / "config.json")

@@ -35,7 +35,7 @@ def source_of(recipe: Recipe, checkpoint: Path, *, fp32: bool) -> Source:
     folder = learned_folder(checkpoint) or find_checkpoint(checkpoint)
     _check_recipe(folder, recipe)
     dtype = torch.float32 if fp32 else _dtype(recipe)
-    if run.can_be_read(recipe):
+    if not run.was_drawn(recipe):
         return run.read(folder, recipe, dtype=dtype)
     vlm = restore(folder, recipe, dtype=dtype)
     state = hub_state(vlm.model.state_dict(), vlm.model.config, moved=False)

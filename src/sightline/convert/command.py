@@ -27,13 +27,14 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.usage = USAGE
     add = parser.add_argument
     add("words", nargs="+", metavar="PATH", help="what is converted, and the folder to write, as shown above")
-    add("--to", "--save-format", dest="to", choices=FORMATS, default="huggingface", help="default: %(default)s")
+    add("--to", "--save-format", dest="to", choices=FORMATS, help="default: huggingface")
     add("--llm", metavar="NAME", help="the language model, where IN holds only adapters or a projector")
     add("--vision-tower", "--visual-encoder", metavar="NAME", help="the vision tower, where IN has none")
     add("--prompt-template", metavar="NAME", help="the template, where IN does not tell it")
-    add("--dtype", choices=("float32", "float16", "bfloat16"), help="of the weights (default: as they are)")
-    add("--fp32", action="store_const", dest="dtype", const="float32", help="the same as --dtype float32")
-    add("--quantize", choices=("f32", "f16", "bf16", "q8_0"), default="f16", help="of a GGUF (default: %(default)s)")
+    dtype = parser.add_mutually_exclusive_group().add_argument
+    dtype("--dtype", choices=("float32", "float16", "bfloat16"), help="of the weights (default: as they are)")
+    dtype("--fp32", action="store_const", dest="dtype", const="float32", help="the same as --dtype float32")
+    add("--quantize", choices=("f32", "f16", "bf16", "q8_0"), help="of a GGUF (default: f16)")
     add("--mend-clip", action="store_true", help="of a GGUF: around llama.cpp's defect with CLIP (docs/deploy-gguf.md)")
     add("--learned", action="store_true", help="xtuner, of a run's learned/: only what learned, adapters for peft")
     add("--max-shard-size", type=_size, default="5GB", help="of a weights file (default: %(default)s)")
@@ -51,10 +52,7 @@ def run(args: argparse.Namespace) -> None:
     XTuner folder. Tokenizer, image processor, chat template and generation config come along. Afterwards the result is
     read back, and its logits for a picture and a question are compared with those of IN.
     """
-    if args.learned and args.to != "xtuner":
-        raise UserError(
-            f"--learned is for --to xtuner: {args.to} has no place for adapters; leave it out to merge them"
-        )
+    _check_flags(args)
     match args.words:
         case ["pth_to_hf", recipe, checkpoint, out]:
             _checkpoint(args, recipe, Path(checkpoint), Path(out))
@@ -63,11 +61,40 @@ def run(args: argparse.Namespace) -> None:
         case ["merge", base, adapter, out]:
             _merge(args, base, Path(adapter), Path(out))
         case ["pth_to_hf" | "merge", *_]:
-            raise UserError(f"{args.words[0]}: wrong number of paths; usage: {USAGE}".replace("\n", ";"))
+            raise UserError(f"{args.words[0]}: wrong number of paths; {_usage()}")
         case [source, out]:
             _convert(args, Path(source), Path(out))
         case _:
-            raise UserError(f"name what is converted and the folder to write; usage: {USAGE}".replace("\n", ";"))
+            raise UserError(f"name what is converted and the folder to write; {_usage()}")
+
+
+def _usage() -> str:
+    return "usage: " + "; ".join(line.strip() for line in USAGE.splitlines())
+
+
+def _check_flags(args: argparse.Namespace) -> None:
+    """Raise UserError for a flag that would do nothing to what is asked."""
+    kind = args.words[0]
+    adapter = kind == "merge" and len(args.words) == 4
+    to = args.to or "huggingface"
+    if args.learned and (adapter or to != "xtuner"):
+        raise UserError(f"--learned is for --to xtuner: {to} has no place for adapters; leave it out to merge them")
+    superfluous = {
+        "--quantize is for --to gguf": args.quantize and (adapter or to != "gguf"),
+        "--mend-clip is for --to gguf": args.mend_clip and (adapter or to != "gguf"),
+        "--is-clip is for convert merge CLIP ADAPTER OUT": args.is_clip and not adapter,
+        "--cfg-options is for convert pth_to_hf, whose recipe it changes": args.cfg_options and kind != "pth_to_hf",
+        "--to: merge LLM ADAPTER OUT writes a model of the same kind as LLM": args.to and adapter,
+        "--llm, --vision-tower and --prompt-template: the recipe names them (--cfg-options changes it)": (
+            kind == "pth_to_hf" and (args.llm or args.vision_tower or args.prompt_template)
+        ),
+        "--llm, --vision-tower and --prompt-template are for parts of a LLaVA, and this merges one adapter": (
+            adapter and (args.llm or args.vision_tower or args.prompt_template)
+        ),
+    }
+    for reason, is_so in superfluous.items():
+        if is_so:
+            raise UserError(f"{reason}; leave it out")
 
 
 def _convert(args: argparse.Namespace, path: Path, out: Path) -> None:
@@ -98,11 +125,11 @@ def _write(args: argparse.Namespace, source: Source, out: Path) -> None:
     proof = convert(
         source,
         out,
-        args.to,
+        args.to or "huggingface",
         dtype=_dtype(args.dtype),
         max_shard_size=args.max_shard_size,
         verify=args.verify,
-        quantize=args.quantize,
+        quantize=args.quantize or "f16",
         mend_clip=args.mend_clip,
         learned=args.learned,
     )

@@ -28,21 +28,30 @@ def write(source: Source, out: Path, *, quantize: str = "f16", mend_clip: bool =
     patch alone; once that is solved, such a file is wrong. Raises ModelError where llama.cpp would compute something
     else than this model, MissingExtra without the package gguf.
     """
-    gguf_package()
-    if quantize not in FILE_TYPES:
-        raise ModelError(f"{quantize!r} is no format of weights for GGUF; choose {', '.join(FILE_TYPES)}")
-    name, tower = model_name(source), "f32" if quantize == "f32" else "f16"
-    files = {
-        f"model-{quantize}.gguf": text_contents(source, name, quantize),
-        f"mmproj-{tower}.gguf": vision_contents(source, name, tower, mend_clip=mend_clip),
-    }
+    files = contents(source, quantize=quantize, mend_clip=mend_clip)
     text = modelfile(source.prompter, list(files))
     for remark in (*text_remarks(source.config.text_config), *vision_remarks(source, mend_clip=mend_clip)):
         say(remark)
-    needs = sum(contents.nbytes for contents in files.values())
+    needs = sum(file.nbytes for file in files.values())
     with appearing(out, needs=needs) as partial:
         _write(files, partial, needs)
         (partial / MODELFILE).write_text(text, encoding="utf-8")
+
+
+def contents(source: Source, *, quantize: str, mend_clip: bool) -> dict[str, Contents]:
+    """What each of the two files is to say, the language model's first; nothing is read yet."""
+    gguf_package()
+    if quantize not in FILE_TYPES:
+        raise ModelError(f"{quantize!r} is no format of weights for GGUF; choose {', '.join(FILE_TYPES)}")
+    tower = "f32" if quantize == "f32" else "f16"
+    try:
+        name = model_name(source)
+        return {
+            f"model-{quantize}.gguf": text_contents(source, name, quantize),
+            f"mmproj-{tower}.gguf": vision_contents(source, name, tower, mend_clip=mend_clip),
+        }
+    except ModelError as error:
+        raise ModelError(f"{error}; huggingface holds such a model") from error
 
 
 def model_name(source: Source) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import cache
 from typing import Any
 
 import torch
@@ -26,19 +27,36 @@ ARCHITECTURES = {
 
 PREFIX = "language_model."
 
+SIZES = {
+    "vocab_size": "vocab_size",
+    "embedding_length": "hidden_size",
+    "block_count": "num_hidden_layers",
+    "feed_forward_length": "intermediate_size",
+    "attention.head_count": "num_attention_heads",
+    "attention.head_count_kv": "num_key_value_heads",
+    "attention.key_length": "head_dim",
+    "attention.value_length": "head_dim",
+    "attention.layer_norm_rms_epsilon": "rms_norm_eps",
+}
+"""llama.cpp's keys (behind the name of the architecture), and transformers' attributes."""
+
 
 def text_contents(source: Source, name: str, quantize: str) -> Contents:
     """What the file of the language model says; raises ModelError where llama.cpp would compute something else."""
     config = source.config.text_config
     arch = architecture(config, bool(source.config.tie_word_embeddings))
-    tensors = {short: tensor for full, tensor in source.tensors.items() if (short := _short(full)) is not None}
     keys = {"general.type": "model", "general.name": name, **_hyper_parameters(config, arch)}
     rope_keys, rope_tensors = _rope(config, arch)
     rows = source.tensors[f"{PREFIX}model.embed_tokens.weight"].shape[0]
+    tensors = {
+        text_name(full, config, arch): _as_llama_cpp_has_it(full, tensor, config, arch)
+        for full, tensor in source.tensors.items()
+        if full.startswith(PREFIX)
+    }
     return Contents(
         arch,
         {**keys, **rope_keys, **tokenizer_keys(source.prompter, rows)},
-        {**_renamed(tensors, config, arch), **rope_tensors},
+        {**tensors, **rope_tensors},
         quantize,
     )
 
@@ -74,24 +92,10 @@ def text_remarks(config: Any) -> list[str]:
     return said
 
 
-def _short(name: str) -> str | None:
-    return name.removeprefix(PREFIX) if name.startswith(PREFIX) else None
-
-
 def _hyper_parameters(config: Any, arch: str) -> dict[str, Any]:
-    heads, head = int(config.num_attention_heads), _head(config)
-    values = {
-        "vocab_size": int(config.vocab_size),
-        "context_length": positions(config) or int(config.max_position_embeddings),
-        "embedding_length": int(config.hidden_size),
-        "block_count": int(config.num_hidden_layers),
-        "feed_forward_length": int(config.intermediate_size),
-        "attention.head_count": heads,
-        "attention.head_count_kv": int(config.num_key_value_heads or heads),
-        "attention.key_length": head,
-        "attention.value_length": head,
-        "attention.layer_norm_rms_epsilon": float(config.rms_norm_eps),
-    }
+    missing = {"head_dim": _head(config), "num_key_value_heads": int(config.num_attention_heads)}
+    values = {key: getattr(config, name, None) or missing[name] for key, name in SIZES.items()}
+    values["context_length"] = positions(config) or int(config.max_position_embeddings)
     if arch == "phi3":
         values["attention.sliding_window"] = int(config.sliding_window or 0)
     return {f"{arch}.{name}": value for name, value in values.items()}
@@ -163,30 +167,58 @@ def _attention(rope: dict[str, Any], config: Any) -> float:
     return math.sqrt(1 + math.log(stretch) / math.log(original)) if stretch > 1 else 1.0
 
 
-def _renamed(tensors: dict[str, Stored], config: Any, arch: str) -> dict[str, Stored]:
-    """By gguf's own table of names; changed where llama.cpp computes in another way than transformers."""
+def text_name(full: str, config: Any, arch: str) -> str:
+    """llama.cpp's name for a tensor of the language model, by gguf's own table; ModelError where it has none."""
+    name, table = full.removeprefix(PREFIX), _table(arch, int(config.num_hidden_layers))
+    new: str | None = table.get_name(name, try_suffixes=(".weight", ".bias"))
+    if new is None:
+        raise ModelError(f"llama.cpp's {arch} has no place for {name}")
+    return new
+
+
+@cache
+def _table(arch: str, layers: int) -> Any:
     gguf = gguf_package()
     known = {name: number for number, name in gguf.MODEL_ARCH_NAMES.items()}
-    table = gguf.get_tensor_name_map(known[arch], int(config.num_hidden_layers))
-    result = {}
-    for name, tensor in tensors.items():
-        new = table.get_name(name, try_suffixes=(".weight", ".bias"))
-        if new is None:
-            raise ModelError(f"llama.cpp's {arch} has no place for {name}")
-        if arch == "llama" and (".q_proj." in name or ".k_proj." in name):
-            heads = config.num_attention_heads if ".q_proj." in name else config.num_key_value_heads
-            tensor = _interleaved(tensor, int(heads))
-        if arch == "gemma" and name.endswith("norm.weight"):
-            tensor = tensor.to(torch.float32).then(lambda weight: weight + 1)
-        result[new] = tensor
-    return result
+    return gguf.get_tensor_name_map(known[arch], layers)
 
 
-def _interleaved(tensor: Stored, heads: int) -> Stored:
+def _as_llama_cpp_has_it(name: str, tensor: Stored, config: Any, arch: str) -> Stored:
+    """The numbers of a tensor, changed where llama.cpp computes in another way than transformers."""
+    if heads := _turned_heads(name, config, arch):
+        return _interleaved(tensor, heads)
+    if _counts_from_one(name, arch):
+        return tensor.to(torch.float32).then(lambda weight: weight + 1)
+    return tensor
+
+
+def as_transformers_has_it(name: str, tensor: Stored, config: Any, arch: str) -> Stored:
+    """The way back; `tensor` is what a GGUF file has for the tensor of that name."""
+    if heads := _turned_heads(name, config, arch):
+        return _interleaved(tensor, heads, back=True)
+    if _counts_from_one(name, arch):
+        return tensor.then(lambda weight: weight - 1)
+    return tensor
+
+
+def _turned_heads(name: str, config: Any, arch: str) -> int:
+    """How many heads a tensor has that are turned by their positions in pairs of neighbours; 0: none."""
+    if arch != "llama" or not (".q_proj." in name or ".k_proj." in name):
+        return 0
+    return int(config.num_attention_heads if ".q_proj." in name else config.num_key_value_heads)
+
+
+def _counts_from_one(name: str, arch: str) -> bool:
+    """Whether llama.cpp has the weights of a norm themselves, and transformers what they are more than 1."""
+    return arch == "gemma" and name.endswith("norm.weight")
+
+
+def _interleaved(tensor: Stored, heads: int, *, back: bool = False) -> Stored:
     """Rows of each head in pairs (0, half), (1, half + 1), ...: so llama.cpp's `llama` turns them."""
 
     def change(rows: torch.Tensor) -> torch.Tensor:
-        split = rows.reshape(heads, 2, rows.shape[0] // heads // 2, *rows.shape[1:])
+        half = rows.shape[0] // heads // 2
+        split = rows.reshape(heads, *((half, 2) if back else (2, half)), *rows.shape[1:])
         return split.swapaxes(1, 2).reshape(rows.shape)
 
     return tensor.then(change)

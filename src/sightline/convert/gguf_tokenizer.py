@@ -177,6 +177,7 @@ def _special(prompter: Prompter) -> dict[str, Any]:
         "unknown_token_id": tokenizer.unk_token_id,
         "padding_token_id": tokenizer.pad_token_id,
     }
-    begins = tokenizer.bos_token is not None and prompter.template.begin.startswith(BOS)
+    bos = tokenizer.bos_token
+    begins = bos is not None and prompter.template.begin.replace(BOS, bos).startswith(bos)
     known = {key: int(number) for key, number in numbers.items() if number is not None}
     return {**known, "add_bos_token": begins, "add_eos_token": False}

@@ -6,6 +6,7 @@ behind them, and a projector of two layers.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -40,7 +41,17 @@ PROJECTOR = {
     f"multi_modal_projector.linear_{number}.{kind}": f"mm.{place}.{kind}"
     for number, place in ((1, 0), (2, 2))
     for kind in ("weight", "bias")
+} | {"image_newline": "model.image_newline"}
+
+SIZES = {
+    "image_size": "image_size",
+    "patch_size": "patch_size",
+    "embedding_length": "hidden_size",
+    "feed_forward_length": "intermediate_size",
+    "attention.head_count": "num_attention_heads",
+    "attention.layer_norm_epsilon": "layer_norm_eps",
 }
+"""llama.cpp's keys (behind `clip.vision.`), and transformers' attributes."""
 
 
 def vision_contents(source: Source, name: str, quantize: str, *, mend_clip: bool = False) -> Contents:
@@ -50,10 +61,10 @@ def vision_contents(source: Source, name: str, quantize: str, *, mend_clip: bool
     """
     layers = check_vision(source.config)
     keys = {"general.type": "mmproj", "general.name": name, **_keys(source, layers)}
-    tensors = _tower(source, layers)
+    tensors = {new: tensor for full, tensor in source.tensors.items() if (new := vision_name(full, layers)) is not None}
     if mend_clip and "v.class_embd" in tensors:
         tensors[POSITIONS] = tensors[POSITIONS].then(lambda rows: rows.roll(-1, 0))
-    return Contents("clip", keys, {**tensors, **_projector(source)}, quantize)
+    return Contents("clip", keys, {**tensors, **_biases(tensors)}, quantize)
 
 
 def check_vision(config: Any) -> int:
@@ -98,7 +109,6 @@ def vision_remarks(source: Source, *, mend_clip: bool = False) -> list[str]:
 
 def _keys(source: Source, layers: int) -> dict[str, Any]:
     vision, image = source.config.vision_config, source.prompter.image_processor
-    width = int(source.config.text_config.hidden_size)
     keys: dict[str, Any] = {
         "clip.has_text_encoder": False,
         "clip.has_vision_encoder": True,
@@ -106,13 +116,8 @@ def _keys(source: Source, layers: int) -> dict[str, Any]:
         "clip.projector_type": "mlp",
         "clip.use_gelu": False,
         **ACTS[vision.hidden_act],
-        "clip.vision.image_size": int(vision.image_size),
-        "clip.vision.patch_size": int(vision.patch_size),
-        "clip.vision.embedding_length": int(vision.hidden_size),
-        "clip.vision.feed_forward_length": int(vision.intermediate_size),
-        "clip.vision.projection_dim": width,
-        "clip.vision.attention.head_count": int(vision.num_attention_heads),
-        "clip.vision.attention.layer_norm_epsilon": float(vision.layer_norm_eps),
+        **{f"clip.vision.{key}": getattr(vision, name) for key, name in SIZES.items()},
+        "clip.vision.projection_dim": int(source.config.text_config.hidden_size),
         "clip.vision.block_count": layers,
         # Without it llama.cpp takes the features of one layer before the last that is in the file.
         "clip.vision.feature_layer": [layers],
@@ -131,29 +136,34 @@ def _keys(source: Source, layers: int) -> dict[str, Any]:
     return keys
 
 
-def _tower(source: Source, layers: int) -> dict[str, Stored]:
-    """By gguf's own table of names, without the layers and norms behind the features."""
+def vision_name(full: str, layers: int) -> str | None:
+    """llama.cpp's name for a tensor of the vision tower or projector, by gguf's own table; None: it is left out.
+
+    The layers and norms behind the features are left out. Raises ModelError for what llama.cpp has no place for.
+    """
+    if full in PROJECTOR:
+        return PROJECTOR[full]
+    name = full.removeprefix(PREFIX)
+    if name == full or name.startswith(("post_layernorm.", "head.")):
+        return None
+    if name.startswith("encoder.layers.") and int(name.split(".")[2]) >= layers:
+        return None
+    new: str | None = _table(layers).get_name(full, try_suffixes=(".weight", ".bias"))
+    if new is None:
+        raise ModelError(f"llama.cpp's vision towers have no place for {full}")
+    return new
+
+
+@cache
+def _table(layers: int) -> Any:
     gguf = gguf_package()
-    table = gguf.get_tensor_name_map(gguf.MODEL_ARCH.MMPROJ, layers)
-    result = {}
-    for full, tensor in source.tensors.items():
-        name = full.removeprefix(PREFIX)
-        if name == full or name.startswith(("post_layernorm.", "head.")):
-            continue
-        if name.startswith("encoder.layers.") and int(name.split(".")[2]) >= layers:
-            continue
-        new = table.get_name(full, try_suffixes=(".weight", ".bias"))
-        if new is None:
-            raise ModelError(f"llama.cpp's vision towers have no place for {full}")
-        result[new] = tensor
-    return result
+    return gguf.get_tensor_name_map(gguf.MODEL_ARCH.MMPROJ, layers)
 
 
-def _projector(source: Source) -> dict[str, Stored]:
-    result = {new: source.tensors[name] for name, new in PROJECTOR.items() if name in source.tensors}
-    for place in ("mm.0", "mm.2"):
-        # llama.cpp adds a bias in any case.
-        result.setdefault(f"{place}.bias", stored(torch.zeros(result[f"{place}.weight"].shape[0])))
-    if "image_newline" in source.tensors:
-        result["model.image_newline"] = source.tensors["image_newline"]
-    return result
+def _biases(tensors: dict[str, Stored]) -> dict[str, Stored]:
+    """Of zeros, where a projector has none: llama.cpp adds a bias in any case."""
+    return {
+        f"{place}.bias": stored(torch.zeros(tensors[f"{place}.weight"].shape[0]))
+        for place in ("mm.0", "mm.2")
+        if f"{place}.bias" not in tensors
+    }

@@ -8,8 +8,10 @@ from typing import Any
 
 from transformers import GenerationConfig
 
+from sightline.convert.hub import located
 from sightline.convert.source import Source, checked
 from sightline.convert.tensors import in_folder, write_shards
+from sightline.errors import ModelError
 from sightline.model.load import load_prompter
 from sightline.model.next import NEXT
 from sightline.model.reading import model_folder
@@ -29,9 +31,14 @@ COMPUTED = ("rotary_emb.inv_freq", "embeddings.position_ids")
 
 
 def read(path: str | Path, *, template: str | None = None) -> Source:
-    """A directory of transformers, or the finished model of a run; raises ModelError where it is not whole."""
-    folder = Path(model_folder(path))
+    """A directory of transformers, here or on the hub, or the model of a run; ModelError where it is not whole."""
+    folder = Path(model_folder(located(path)))
     config, prompter = load_prompter(folder, template)
+    if config.image_token_index != prompter.image_token_id:
+        raise ModelError(
+            f"{folder}: <image> is {config.image_token_index} in config.json (image_token_index) and "
+            f"{prompter.image_token_id} in the tokenizer: one of them is of another model"
+        )
     tensors = {hub_name(name, config): tensor for name, tensor in in_folder(folder).items()}
     tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith(COMPUTED)}
     if config.tie_word_embeddings:

@@ -20,7 +20,8 @@ from sightline.convert.vocabulary import with_room
 from sightline.errors import ModelError
 from sightline.model.assemble import joined_config
 from sightline.model.llm import fetched, llm_config, readable_llm, rows_for
-from sightline.model.projector import DEPTH_KEY, exported_state
+from sightline.model.next import next_config
+from sightline.model.projector import DEPTH_KEY, exported_state, find_projector
 from sightline.model.reading import quiet, reading
 from sightline.model.vision import vision_config
 from sightline.prompt.prompter import Prompter
@@ -28,6 +29,9 @@ from sightline.recipe import ModelRecipe
 
 BODY, HEAD = "language_model.model.", "language_model.lm_head."
 """The hub's names of a language model's decoder and head begin so."""
+
+NEWLINE = "image_newline"
+"""The hub's name of what a LLaVA-NeXT learns beside its projector."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +81,9 @@ def joined(spec: ModelRecipe, prompter: Prompter) -> Source:
     if names.embedding not in own:
         raise ModelError(f"{spec.llm} has no embeddings ({names.embedding}) in its files; copy it again")
     text.vocab_size = rows_for(len(prompter.tokenizer), own[names.embedding].shape[0])
-    config = joined_config(spec, prompter, text, vision)
+    config: Any = joined_config(spec, prompter, text, vision)
+    if prompter.tiles is not None:
+        config = next_config(config, prompter.tiles)
     wanted = hub_shapes(config)
     # The files of a tower may hold a text model, too.
     seen = {tower_name(name, config): tensor for name, tensor in tower.items()}
@@ -95,6 +101,13 @@ def finished(source: Source, projector: Mapping[str, Stored], **changes: Any) ->
     text = source.config.text_config
     tensors = with_room(tensors, text.vocab_size, (llm_names(text).embedding, HEAD + "weight"))
     return checked(replace(source, tensors=tensors, **changes))
+
+
+def first_projector(projector_from: str) -> dict[str, Stored]:
+    """The projector that a training began with, by the hub's names, with the `image_newline` where there is one."""
+    found = find_projector(Path(projector_from))
+    newline = {} if found.newline is None else {NEWLINE: stored(found.newline)}
+    return newline | {f"multi_modal_projector.{name}": stored(tensor) for name, tensor in found.tensors.items()}
 
 
 def tower_name(name: str, config: Any) -> str:

@@ -6,7 +6,7 @@ The arithmetic is that of Hu et al., LoRA (https://arxiv.org/abs/2106.09685), an
 
 from __future__ import annotations
 
-import json
+import math
 import re
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from sightline.convert.tensors import Stored, in_file
+from sightline.convert.tensors import Stored, in_file, read_json
 from sightline.errors import ModelError
 
 CONFIG = "adapter_config.json"
@@ -43,14 +43,19 @@ def is_adapter(folder: Path) -> bool:
 
 def adapter_config(folder: Path) -> dict[str, Any]:
     """What an adapter says of itself; raises ModelError where it is no LoRA, or one of a kind that is no sum."""
+    if not is_adapter(folder):
+        raise ModelError(f"{folder} is no adapter: it has no {CONFIG}")
+    config = read_json(folder / CONFIG)
+    kind, begun = config.get("peft_type"), config.get("init_lora_weights")
+    patterns = config.get("alpha_pattern") or {}
     try:
-        config: dict[str, Any] = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        kind, begun = config.get("peft_type"), config.get("init_lora_weights")
-        float(config["lora_alpha"])
-    except FileNotFoundError:
-        raise ModelError(f"{folder} is no adapter: it has no {CONFIG}") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ModelError(f"{folder / CONFIG} is damaged ({error}); copy it again") from error
+        alphas = [float(alpha) for alpha in (config["lora_alpha"], *patterns.values())]
+        for pattern in patterns:
+            re.compile(pattern)
+        if not all(map(math.isfinite, alphas)):
+            raise ValueError(f"a lora_alpha of {alphas[0]}")
+    except (ValueError, KeyError, TypeError, AttributeError, re.error) as error:
+        raise ModelError(f"{folder / CONFIG} is damaged ({error!r}); copy it again") from error
     odd = next((f"uses {way}" for way in OTHER_WAYS if config.get(way)), None)
     if isinstance(begun, str) and begun.startswith(OTHER_BASES):
         odd = f"was begun with {begun}, which changes the base model too"
@@ -124,6 +129,8 @@ def _parts(adapter: Mapping[str, Stored], place: Path) -> tuple[dict[str, dict[s
         else:
             replaced[re.sub(r"\.(base_layer|modules_to_save)\.", ".", name)] = tensor
     for layer, factors in layers.items():
+        if odd := next((factor.dtype for factor in factors.values() if not factor.dtype.is_floating_point), None):
+            raise ModelError(f"{place} is damaged: the numbers of {layer} are {odd}, no fractions; copy it again")
         pairs = ({"lora_A", "lora_B"}, {"lora_embedding_A", "lora_embedding_B"})
         if factors.keys() - {"lora_magnitude_vector"} not in pairs:
             raise ModelError(f"{place} is cut: of {layer} it has {' and '.join(sorted(factors))} only; copy it again")

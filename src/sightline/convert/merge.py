@@ -9,16 +9,22 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, CLIPVisionModel
 
+from sightline.convert.hub import located
 from sightline.convert.lora import adapter_config, merged
 from sightline.convert.tensors import in_folder, write_shards
 from sightline.errors import ModelError
-from sightline.model.llm import fetched
+from sightline.model.llm import fetched, made_of
 from sightline.model.quantize import calm_bitsandbytes
-from sightline.model.reading import quiet, reading
+from sightline.model.reading import REPORTED, check_keys, quiet, reading
 from sightline.model.save import appearing
+from sightline.runtime import say
 
 CARRIED = ("*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken", "LICENSE*", "NOTICE*")
 """Files of the base that come along: configuration, tokenizer, image processor, and what it may be used for."""
+
+
+CODE = ("*.py",)
+"""What InternLM's folders have besides, for programs that ask to run it. Here it is copied, and never run."""
 
 
 def merge(
@@ -26,12 +32,15 @@ def merge(
 ) -> float | None:
     """Write the merged model to `out`; returns by how much its outputs differ from those of base and adapter apart.
 
-    Raises ModelError where the adapter was made for another base. Outputs are those of a fixed input, in float32.
+    Raises ModelError where the adapter was made for another base, or the base is not whole. Outputs are those of a
+    fixed input, in float32; of an InternLM, which only code of its own can load, there are none.
     """
+    adapter = located(adapter)
     adapter_config(adapter)
+    family = None if is_clip else made_of(base)
     with reading(base):
         folder = fetched(base, weights=True)
-        config = AutoConfig.from_pretrained(folder)
+        config = None if family else AutoConfig.from_pretrained(folder)
     own = _own_names(config, is_clip)
     tensors = {own(name): tensor for name, tensor in in_folder(folder).items()}
     changed = merged(tensors, adapter, own)
@@ -39,11 +48,13 @@ def merge(
         changed = {name: tensor.to(dtype) for name, tensor in changed.items()}
     with appearing(out, needs=sum(tensor.nbytes for tensor in changed.values())) as partial:
         write_shards(changed, partial, max_shard_size=max_shard_size)
-        for pattern in CARRIED:
+        for pattern in (*CARRIED, *(CODE if family else ())):
             for file in folder.glob(pattern):
                 if not file.name.endswith(".index.json"):
                     shutil.copy(file, partial / file.name)
-        return _difference(folder, adapter, partial, config, is_clip) if verify else None
+        if verify and family:
+            say(f"no outputs were compared: only code of its own can compute with {base}, and none is run")
+        return _difference(folder, adapter, partial, config, is_clip) if verify and not family else None
 
 
 def _own_names(config: Any, is_clip: bool) -> Any:
@@ -77,6 +88,8 @@ def _difference(base: Path, adapter: Path, result: Path, config: Any, is_clip: b
         return logits
 
     with quiet(), reading(base):
-        apart = outputs(PeftModel.from_pretrained(kind.from_pretrained(base, dtype=torch.float32), adapter))
+        whole, report = kind.from_pretrained(base, dtype=torch.float32, **REPORTED)
+        check_keys(base, report, "missing", "mismatched")
+        apart = outputs(PeftModel.from_pretrained(whole, adapter))
         together = outputs(kind.from_pretrained(result, dtype=torch.float32))
     return float((apart - together).abs().max())

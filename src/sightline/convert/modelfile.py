@@ -44,10 +44,11 @@ def go_template(template: Template, *, bos: str, eos: str) -> str:
         user = f'{{{{ if eq $behind "system" }}}}{framed(template.user_after_system)}{{{{ else }}}}{user}{{{{ end }}}}'
     if separator := halves(template.separator)[0]:
         user = f'{{{{ if eq $behind "assistant" }}}}{separator}{{{{ end }}}}{user}'
+    begin = template.begin.replace(BOS, bos).removeprefix(bos)
     answer, opening = halves(template.answer)[0], halves(template.opening)[0]
     end = halves(template.answer)[1] + halves(template.end)[0]
     return (
-        f'{{{{ $behind := "" }}}}{halves(template.begin.removeprefix(BOS))[0]}{{{{ range .Messages }}}}'
+        f'{{{{ $behind := "" }}}}{halves(begin)[0]}{{{{ range .Messages }}}}'
         f'{{{{ if eq .Role "system" }}}}{framed(template.system)}'
         f'{{{{ else if eq .Role "user" }}}}{user}{opening}'
         f"{{{{ else }}}}{answer}{{{{ .Content }}}}{end}{{{{ end }}}}"

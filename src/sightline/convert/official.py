@@ -55,12 +55,18 @@ DROPPED = ("inv_freq", "position_ids")
 
 
 def read(
-    path: str | Path, *, base: str | None = None, vision_tower: str | None = None, template: str | None = None
+    path: str | Path,
+    *,
+    base: str | None = None,
+    vision_tower: str | None = None,
+    template: str | None = None,
+    name: str | None = None,
 ) -> Source:
     """A folder of LLaVA; raises ModelError where it is not whole, or its parts do not belong together.
 
     `base` and `vision_tower` are the language model and the tower, where those that the folder names are elsewhere. The
-    template is chosen by the folder's name, as the official programs do, where the tokenizer does not tell it.
+    template is chosen by the folder's name, or its `name` on the hub, as the official programs do, where the tokenizer
+    does not tell it.
     """
     folder = Path(path)
     config = read_config(folder)
@@ -70,7 +76,7 @@ def read(
     whole = hub_config(config, folder, text, vision)
     found = find(folder, config, base)
     tokenizer = read_tokenizer(found.tokenizer)
-    written_in = _template(template, tokenizer, folder, config)
+    written_in = _template(template, tokenizer, name or folder.resolve(), config)
     add_tokens(tokenizer)
     tiles = tiles_of(whole, tokens_per_image(whole))
     if tiles is None:
@@ -135,10 +141,10 @@ def _vision(folder: Path, tower: str, layer: int) -> tuple[Any, Any]:
         raise ModelError(f"{folder} sees through {tower}: {error}; name another folder with --vision-tower") from error
 
 
-def _template(named: str | None, tokenizer: Any, folder: Path, config: dict[str, Any]) -> Template:
+def _template(named: str | None, tokenizer: Any, place: str | Path, config: dict[str, Any]) -> Template:
     if named is None and TEMPLATE_KEY not in tokenizer.init_kwargs:
-        named = template_by_name(folder.resolve(), config.get("_name_or_path"))
-    return template_named(named, tokenizer=tokenizer) if named else recognise_template(tokenizer, folder)
+        named = template_by_name(place, config.get("_name_or_path"))
+    return template_named(named, tokenizer=tokenizer) if named else recognise_template(tokenizer, place)
 
 
 def _hub_tensors(official: Any, config: Any, folder: Path) -> dict[str, Stored]:

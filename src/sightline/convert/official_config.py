@@ -225,7 +225,7 @@ def official_config(source: Source, rows: int, tower: str, pad: int | None) -> d
 def check_known(source: Source) -> None:
     """Raise ModelError where the official programs have nothing for a model."""
     if obstacle := _obstacle(source.config):
-        raise ModelError(f"{source.path} {obstacle}: the official LLaVA knows no such model; choose another format")
+        raise ModelError(f"{source.path} {obstacle}: the official LLaVA knows no such model; choose huggingface")
 
 
 def _obstacle(config: Any) -> str | None:

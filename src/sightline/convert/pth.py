@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sightline.convert import hf, zero
-from sightline.convert.joined import finished, joined, llm_names, tower_name
+from sightline.convert.joined import NEWLINE, finished, first_projector, joined, llm_names, tower_name
 from sightline.convert.lora import PREFIX, combined
 from sightline.convert.names import XTUNER_PROJECTOR, rename
 from sightline.convert.source import Source, checked
@@ -23,7 +23,6 @@ from sightline.errors import CheckpointError, ModelError
 from sightline.model.assemble import make_prompter
 from sightline.model.llm import made_of
 from sightline.model.pickles import read_pickle, tensors_in
-from sightline.model.projector import find_projector
 from sightline.recipe import LoraRecipe, Recipe
 
 PARTS = ("llm", "visual_encoder", "projector")
@@ -58,8 +57,11 @@ def read(place: Path, recipe: Recipe) -> Source:
     if spec.from_model is not None:
         tensors |= projector
         return checked(replace(source, tensors=tensors, path=place, kind=kind))
+    if not projector and spec.projector_from is None:
+        raise CheckpointError(f"{place} holds no projector, and the recipe names none (model.projector_from)")
     if not projector:
-        projector = _first_projector(spec.projector_from, place)
+        assert spec.projector_from is not None
+        projector = {n: tensor for n, tensor in first_projector(spec.projector_from).items() if n != NEWLINE}
     return finished(replace(source, tensors=tensors), projector, path=place, kind=kind)
 
 
@@ -116,11 +118,3 @@ def _learned(
     if learned and kept:
         raise CheckpointError(f"{place} lacks {len(kept)} tensors of the {key} that it was to hold, such as {kept[0]}")
     return result
-
-
-def _first_projector(projector_from: str | None, place: Path) -> dict[str, Stored]:
-    """The projector that the training began with, where it did not learn."""
-    if projector_from is None:
-        raise CheckpointError(f"{place} holds no projector, and the recipe names none (model.projector_from)")
-    found = find_projector(Path(projector_from)).tensors
-    return {f"multi_modal_projector.{name}": stored(tensor) for name, tensor in found.items()}

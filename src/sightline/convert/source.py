@@ -53,15 +53,24 @@ class Source:
 
 
 def hub_shapes(config: Any) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of all tensors of a model in the hub's layout, from its configuration alone."""
-    with torch.device("meta"):
-        model = AutoModelForImageTextToText.from_config(readable(config))
+    """Names and shapes of all tensors of a model in the hub's layout, from its configuration alone.
+
+    Raises ModelError where that is none of a model.
+    """
+    try:
+        with torch.device("meta"):
+            model = AutoModelForImageTextToText.from_config(readable(config))
+    except Exception as error:  # transformers looks at values when it uses them, and trips in every way there is
+        raise ModelError(f"config.json describes no model that can be built ({error!r}); copy it again") from error
     meta = dict(model.state_dict())
     return {name: tuple(t.shape) for name, t in hub_state(meta, config, moved=False).items()}
 
 
 def checked(source: Source) -> Source:
     """The source itself; raises ModelError where tensors are missing, left over or of another shape."""
+    layers, layer = source.config.vision_config.num_hidden_layers, source.config.vision_feature_layer
+    if isinstance(layer, int) and not -layers - 1 <= layer <= layers:
+        raise ModelError(f"{source.path}: the vision tower has {layers} layers, and vision_feature_layer is {layer}")
     if depth_of(source.config) > 2:
         raise ModelError(f"{source.path} has a projector of {depth_of(source.config)} layers: no other format holds it")
     wanted, found = hub_shapes(source.config), source.tensors

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub import split_state_dict_into_shards_factory
@@ -13,7 +14,7 @@ from rich.progress import Progress, TimeRemainingColumn
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from sightline.errors import ModelError
+from sightline.errors import CheckpointError, ModelError
 from sightline.model.pickles import read_pickle, tensors_in
 from sightline.runtime import console
 
@@ -60,19 +61,25 @@ def stored(tensor: torch.Tensor) -> Stored:
     return Stored(tuple(tensor.shape), tensor.dtype, lambda: tensor)
 
 
-def in_folder(folder: Path, pattern: str = "model", *, of: str = "") -> dict[str, Stored]:
+def in_folder(folder: Path, *, of: str = "") -> dict[str, Stored]:
     """The tensors of a folder's `model*.safetensors` or `pytorch_model*.bin`, by their names in the files.
 
-    `pattern` is the beginning of the files' names, `of` what they belong to, for messages. Raises ModelError where a
-    file is missing, cut, or lacks a tensor that the index promises.
+    Of several forms the one that transformers would take; `of` is what they belong to, for messages. Raises ModelError
+    where a file is missing, cut, lacks a tensor that the index promises, or holds one that another file has, too.
     """
-    index, files = _files(folder, pattern)
+    index, files = _files(folder)
     if not files:
         raise ModelError(f"{folder} has no weights{of and f' of {of}'}: no safetensors and no .bin files")
     result: dict[str, Stored] = {}
+    place: dict[str, Path] = {}
     for file in files:
-        result |= in_file(file)
-    if lacking := sorted(set(index) - set(result)):
+        for name, tensor in in_file(file).items():
+            if index.get(name, file.name) != file.name:
+                continue
+            if name in place:
+                raise ModelError(f"{name} is in {place[name]} and in {file.name}: keep the files of one model there")
+            result[name], place[name] = tensor, file
+    if lacking := sorted(index.keys() - result.keys()):
         file = folder / index[lacking[0]]
         raise ModelError(f"{file} lacks {len(lacking)} tensors of the index, such as {lacking[0]}; copy it again")
     return result
@@ -92,7 +99,10 @@ def in_file(file: Path) -> dict[str, Stored]:
 
 
 def write_shards(tensors: Mapping[str, Stored], folder: Path, *, max_shard_size: str, name: str = "model") -> None:
-    """Write `name*.safetensors` and, where there are several, their index; one shard at a time is in memory."""
+    """Write `name*.safetensors` and, where there are several, their index; one shard at a time is in memory.
+
+    Raises ModelError for numbers that no weight has, CheckpointError where the disk refuses.
+    """
     shards = split_state_dict_into_shards_factory(
         dict(tensors),
         get_storage_size=lambda tensor: tensor.nbytes,
@@ -105,26 +115,50 @@ def write_shards(tensors: Mapping[str, Stored], folder: Path, *, max_shard_size:
         for file, names in shards.filename_to_tensors.items():
             content = {}
             for each in names:
-                content[each] = tensors[each].read().contiguous()
+                content[each] = _sound(each, tensors[each].read().contiguous())
                 bar.advance(task, tensors[each].nbytes)
-            save_file(content, folder / file, metadata={"format": "pt"})
+            try:
+                save_file(content, folder / file, metadata={"format": "pt"})
+            except SafetensorError as error:
+                raise CheckpointError(f"cannot write {folder / file}: {error}") from error
     if shards.is_sharded:
         table = {"metadata": shards.metadata, "weight_map": shards.tensor_to_filename}
         (folder / f"{name}.safetensors.index.json").write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
 
 
-def _files(folder: Path, pattern: str) -> tuple[dict[str, str], list[Path]]:
+def _files(folder: Path) -> tuple[dict[str, str], list[Path]]:
     """What an index promises (tensor -> file), and the files; the first form that is there."""
-    for form in (f"{pattern}*.safetensors", f"pytorch_{pattern}*.bin"):
-        for index in folder.glob(f"{form}.index.json"):
-            try:
-                table: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-                return table, [folder / name for name in sorted(set(table.values()))]
-            except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-                raise ModelError(f"{index} is damaged ({error}); copy it again") from error
+    for whole, form in (("model.safetensors", "model*.safetensors"), ("pytorch_model.bin", "pytorch_model*.bin")):
+        if (folder / whole).is_file():
+            return {}, [folder / whole]
+        if (index := folder / f"{whole}.index.json").exists():
+            table = read_json(index).get("weight_map")
+            if not isinstance(table, dict) or not all(Path(str(name)).name == name for name in table.values()):
+                raise ModelError(f"{index} is damaged (its weight_map names no files of this folder); copy it again")
+            return table, [folder / name for name in sorted(set(table.values()))]
         if found := sorted(folder.glob(form)):
             return {}, found
     return {}, []
+
+
+def _sound(name: str, tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor itself; ModelError where it has entries that are not finite."""
+    # aminmax keeps NaN, and is many times as fast as isfinite().
+    if tensor.is_floating_point() and tensor.numel() and not torch.stack(tensor.aminmax()).isfinite().all():
+        kind = str(tensor.dtype).removeprefix("torch.")
+        raise ModelError(f"{name} has entries that are not finite in {kind}: it is damaged, or too large for {kind}")
+    return tensor
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """The object in a file; ModelError where there is none."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelError(f"{file} is damaged ({error}); copy it again") from error
+    if not isinstance(found, dict):
+        raise ModelError(f"{file} is damaged (it holds no object of JSON); copy it again")
+    return found
 
 
 def _described(opened: safe_open, file: Path, name: str) -> Stored:
@@ -136,6 +170,9 @@ def _described(opened: safe_open, file: Path, name: str) -> Stored:
 
 
 def _read(file: Path, name: str) -> torch.Tensor:
-    with safe_open(file, framework="pt") as opened:
-        tensor: torch.Tensor = opened.get_tensor(name)
-        return tensor
+    try:
+        with safe_open(file, framework="pt") as opened:
+            tensor: torch.Tensor = opened.get_tensor(name)
+            return tensor
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"{file} can no longer be read ({error}); was it changed meanwhile?") from error

@@ -121,7 +121,8 @@ def write(source: Source, out: Path, *, max_shard_size: str, learned: bool = Fal
 def _learned(source: Source) -> Mapping[str, Adapter | None]:
     if source.adapters is None:
         raise ModelError(
-            f"--learned: {source.path} is {source.kind}; name the learned/ folder of a run, or a checkpoint"
+            f"--learned: {source.path} is {source.kind}; name the learned/ folder of a run that began with a language "
+            f"model and a vision tower, or a checkpoint of one"
         )
     adapter = source.adapters.get("llm")
     if adapter is not None and (family := made_of(adapter.base)):

@@ -22,6 +22,9 @@ from sightline.model.pickles import read_pickle, tensors_in
 WHOLE, PART, OPTIMIZER = "mp_rank_00_model_states.pt", "zero_pp_rank_*_mp_rank_00_model_states.pt", "*_optim_states.pt"
 """The files of a checkpoint: weights whole (ZeRO-1, 2, none) or as shares (ZeRO-3), and what the optimiser has."""
 
+STRETCHES, SHARES = "single_partition_of_fp32_groups", "fp32_flat_groups"
+"""Where an optimiser's file has its part of the weights: of ZeRO-1 and 2, and of ZeRO-3."""
+
 Shapes = Sequence[Mapping[str, torch.Size]]
 """Names and shapes of the parameters, a mapping for each group, in the order in which they are laid end to end."""
 
@@ -49,19 +52,18 @@ def read(place: Path) -> dict[str, Stored]:
     if not optimizers and models:
         raise CheckpointError(f"{folder} has shares of ZeRO-3 but none of the optimiser's files ({OPTIMIZER})")
     if not optimizers or not shapes:
-        return {name: stored(tensor) for name, tensor in tensors_in(state).items()}
+        trained = {name for group in shapes for name in group} | shared.keys()
+        # Frozen ones lie beside them, unless they were left out.
+        return {name: stored(it) for name, it in tensors_in(state).items() if not shapes or name in trained}
     saved = [_optimizer(file) for file in optimizers]
-    stage, ranks = int(saved[0].get("zero_stage", 0)), saved[0].get("partition_count")
+    ranks = saved[0].get("partition_count")
     count = max(ranks) if isinstance(ranks, list | tuple) else ranks
     if count != len(saved) or (models and len(models) != len(saved)):
         raise CheckpointError(f"{folder} is of {count} ranks, but has the files of {len(saved)}: copy the missing ones")
     try:
-        result = _stage_3(saved, shapes) if stage == 3 else _stage_2(saved, shapes)
-    except (KeyError, TypeError, IndexError, RuntimeError, ValueError) as error:
+        result = _stage_3(saved, shapes) if SHARES in saved[0] else _stage_2(saved, shapes)
+    except (KeyError, TypeError, AttributeError, IndexError, RuntimeError, ValueError) as error:
         raise CheckpointError(f"{folder} is damaged, or of another version of DeepSpeed ({error!r})") from error
-    # Not parameters, or not the optimiser's: the half-precision copies are all there is of them.
-    rest = {} if models else {name: stored(tensor) for name, tensor in tensors_in(state).items()}
-    result = rest | result
     return result | {name: result[other] for name, other in shared.items() if other in result}
 
 
@@ -93,22 +95,24 @@ def _aliases(state: Any) -> dict[str, str]:
 def _optimizer(file: Path) -> dict[str, Any]:
     content = read_pickle(file)
     found = content.get("optimizer_state_dict") if isinstance(content, dict) else None
-    if not isinstance(found, dict) or "zero_stage" not in found:
+    # Which stage it is, is noted as an object of DeepSpeed's own; the keys tell it as well.
+    if not isinstance(found, dict) or not (SHARES in found or STRETCHES in found):
         raise CheckpointError(f"{file} is no file of a ZeRO optimiser")
     return found
 
 
 def _stage_2(saved: Sequence[dict[str, Any]], shapes: Shapes) -> dict[str, Stored]:
     result: dict[str, Stored] = {}
+    filled = 2 * len(saved)
     for number, group in enumerate(shapes):
-        stretches = [state["single_partition_of_fp32_groups"][number] for state in saved]
+        stretches = [state[STRETCHES][number] for state in saved]
         room, offset = sum(stretch.numel() for stretch in stretches), 0
         for name, shape in group.items():
             length = torch.Size(shape).numel()
             result[name] = Stored(tuple(shape), torch.float32, partial(_cut, stretches, offset, length, shape))
             offset += length
-        # At the end there is room to the next multiple of what the ranks are sent.
-        if not 0 <= room - offset <= 4 * len(saved) + 4096:
+        # A group is filled up to a multiple of twice the ranks; some versions take that off again.
+        if not offset <= room <= -(-offset // filled) * filled:
             raise ValueError(f"{offset} numbers in a group of {room}")
     return result
 
@@ -124,7 +128,7 @@ def _cut(stretches: Sequence[torch.Tensor], start: int, length: int, shape: torc
 
 
 def _stage_3(saved: Sequence[dict[str, Any]], shapes: Shapes) -> dict[str, Stored]:
-    flats = [state["fp32_flat_groups"] for state in saved]
+    flats = [state[SHARES] for state in saved]
     every = {name: shape for group in shapes for name, shape in group.items()}
     result: dict[str, Stored] = {}
     offset = 0
@@ -133,8 +137,8 @@ def _stage_3(saved: Sequence[dict[str, Any]], shapes: Shapes) -> dict[str, Store
         result[name] = Stored(tuple(shape), torch.float32, partial(_gather, flats, offset, share, shape))
         offset += share
     rooms = {sum(flat.numel() for flat in groups) for groups in flats}
-    if min(rooms) < offset:
-        raise ValueError(f"{offset} numbers in shares of {min(rooms)}")
+    if rooms != {offset}:
+        raise ValueError(f"{offset} numbers in shares of {sorted(rooms)}")
     return result
 
 

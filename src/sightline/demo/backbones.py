@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from importlib.resources import files
 from multiprocessing import get_context
 from pathlib import Path
 
 from sightline.demo.world import World
-from sightline.runtime import console, seed_everything, versions
+from sightline.errors import UserError
+from sightline.runtime import say, seed_everything, versions
 
 SOURCES = (
     *(f"demo/{name}.py" for name in ("backbones", "language", "learning", "questions", "scenes", "tower", "world")),
     "train/optim.py",
 )
 """The code that decides what the backbones become."""
+
+SUMS = "sums.json"
+"""In a finished folder: its files and their SHA-256, so that a damaged one is made again instead of used."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,19 +75,27 @@ def backbones(world: World, cache_dir: Path, *, quick: bool) -> Backbones:
 def make_backbones(seed: int, cache_dir: Path, schedules: Schedules) -> Backbones:
     """Train both backbones as the schedules say, or find what an earlier call with the same ones has trained.
 
-    Each learns in one thread, so that two cores do both at once.
+    Each learns in one thread, so that two cores do both at once. No two calls may share a cache at the same time.
     """
-    cache_dir = Path(cache_dir)
+    from sightline.model.save import remove_halves
+
     cache_dir.mkdir(parents=True, exist_ok=True)
     key = fingerprint(seed, schedules)
     llm, tower = cache_dir / f"llm-{key}", cache_dir / f"vision-tower-{key}"
-    if llm.is_dir() and tower.is_dir():
-        console.print(f"found {llm} and {tower}", markup=False, soft_wrap=True)
+    if _is_whole(llm) and _is_whole(tower):
+        say(f"found {llm} and {tower}")
         return Backbones(llm, tower)
+    remove_halves(cache_dir, "*")
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as beside:
         language = beside.submit(_make, llm, seed, make_llm, (seed, schedules.llm))
         _make(tower, seed, make_tower, (seed, schedules.tower, schedules.pictures))
-        language.result()
+        try:
+            language.result()
+        except BrokenProcessPool as error:
+            raise UserError(
+                "the process that trained the language model was killed; call again, with more memory free if there "
+                "was little"
+            ) from error
     return Backbones(llm, tower)
 
 
@@ -114,25 +124,30 @@ def fingerprint(seed: int, schedules: Schedules) -> str:
 
 
 def _make(folder: Path, seed: int, make: Callable[..., None], arguments: tuple[object, ...]) -> None:
-    """Make `folder`, where it is not there, under another name, and rename it when it is complete."""
-    if folder.is_dir():
+    """Make `folder`, where it is not there or damaged."""
+    if _is_whole(folder):
         return
     import torch
 
     from sightline.model.reading import quiet
+    from sightline.model.save import appearing
 
     torch.set_num_threads(1)
-    draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
-        seed_everything(seed)
+    seed_everything(seed)
+    with appearing(folder, needs=0) as draft:
         with quiet():
             make(draft, *arguments)
-        draft.chmod(0o755)  # mkdtemp's folders are for their owner alone
-        try:
-            os.replace(draft, folder)
-        except OSError:
-            # Another demo was faster; what it made is the same.
-            if not folder.is_dir():
-                raise
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
+        (draft / SUMS).write_text(json.dumps(_sums(draft), indent=2), encoding="utf-8")
+
+
+def _is_whole(folder: Path) -> bool:
+    try:
+        wanted = json.loads((folder / SUMS).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return bool(wanted == _sums(folder))
+
+
+def _sums(folder: Path) -> dict[str, str]:
+    files = (path for path in sorted(folder.iterdir()) if path.is_file() and path.name != SUMS)
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}

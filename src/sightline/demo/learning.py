@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from sightline.model.tune import Group
 from sightline.recipe import OptimRecipe
-from sightline.runtime import console
+from sightline.runtime import console, say
 from sightline.train.optim import lr_scale, make_optimizer, set_rates
 
 if TYPE_CHECKING:
@@ -33,11 +33,14 @@ def learn(name: str, model: torch.nn.Module, schedule: Schedule, loss_of: Callab
     times = (TimeElapsedColumn(), TimeRemainingColumn())
     last: list[float] = []
     model.train()
-    # Two backbones learn at once, and a terminal has one place for a bar: that of the main process.
-    hidden = not console.is_terminal or parent_process() is not None
+    main = parent_process()  # None: this is the main process
+    # Two backbones learn at once, and a terminal has one place for a bar.
+    hidden = not console.is_terminal or main is not None
     with Progress(*columns, *times, console=console, disable=hidden) as progress:
         bar = progress.add_task(name, total=schedule.steps)
         for step in range(schedule.steps):
+            if main is not None and not main.is_alive():
+                raise SystemExit("the demo was killed")
             set_rates(optimizer, lr_scale(step, schedule.steps, optim))
             loss = loss_of(step)
             optimizer.zero_grad(set_to_none=True)
@@ -49,5 +52,5 @@ def learn(name: str, model: torch.nn.Module, schedule: Schedule, loss_of: Callab
     model.eval()
     mean = sum(last) / len(last)
     size = sum(parameter.numel() for parameter in parameters.values())
-    console.print(f"{name}: {size:,} parameters, {schedule.steps} steps, loss {mean:.3f}")
+    say(f"{name}: {size:,} parameters, {schedule.steps} steps, loss {mean:.3f}")
     return mean

@@ -39,8 +39,8 @@ LESSONS = {
 }
 """The files of stage 2, in the order of learning: to find answers, what letters are for, both at once."""
 
-TWO_PICTURES = 0.16
-"""How many rows have two pictures."""
+TEXT_ONLY, TWO_PICTURES = 0.04, 0.16
+"""How many rows have no picture, and how many have two."""
 
 WEIGHTS = {"describe": 0.3, "what": 2, "colour": 2.5, "shape": 1, "count": 0.4, "where": 4, "box": 0.8}
 """How often each kind of question is asked: those that take long to learn more often than the others."""
@@ -82,14 +82,15 @@ class Amounts:
     """How much is drawn."""
 
     pretrain: int
-    finetune: tuple[int, ...]
+    finetune: tuple[tuple[int, int], ...]
+    """Of each lesson: scenes, and conversations about each."""
     heldout: int
     """Questions of each kind."""
     circles: int
 
 
-FULL = Amounts(pretrain=2400, finetune=(6000, 4000, 4000), heldout=48, circles=100)
-QUICK = Amounts(pretrain=1024, finetune=(1600, 400, 400), heldout=20, circles=20)
+FULL = Amounts(pretrain=2400, finetune=((6000, 1), (4000, 3), (4000, 3)), heldout=48, circles=100)
+QUICK = Amounts(pretrain=1024, finetune=((1600, 1), (400, 1), (400, 1)), heldout=20, circles=20)
 
 
 def draw_world(folder: Path, *, seed: int, quick: bool) -> World:
@@ -109,8 +110,8 @@ def draw_world(folder: Path, *, seed: int, quick: bool) -> World:
     )
     rng = np.random.default_rng(seed)
     tables = {world.pretrain: list(_pretrain_rows(Album(world.images, "pretrain"), rng, amounts.pretrain))}
-    for path, lesson, number in zip(world.finetune, LESSONS.values(), amounts.finetune, strict=True):
-        tables[path] = list(_finetune_rows(Album(world.images, path.stem), rng, number, lesson))
+    for path, lesson, (number, times) in zip(world.finetune, LESSONS.values(), amounts.finetune, strict=True):
+        tables[path] = list(_finetune_rows(Album(world.images, path.stem), rng, number, times, lesson))
     tables[world.heldout] = list(_heldout_rows(Album(world.images, "heldout"), rng, amounts.heldout))
     for path, rows in tables.items():
         path.write_text(json.dumps(rows, indent=1), encoding="utf-8")
@@ -128,8 +129,8 @@ class Album:
         (images / name).mkdir(parents=True)
 
     def add(self, scene: Scene, rng: np.random.Generator) -> str:
-        """The path of the new picture, relative to the folder of images; one in four is a JPEG."""
-        jpeg = rng.random() < 0.25
+        """The path of the new picture, relative to the folder of images; one in five is a PNG."""
+        jpeg = rng.random() < 0.8
         path = f"{self.name}/{self.number:06d}.{'jpg' if jpeg else 'png'}"
         self.number += 1
         picture = paint(scene, rng)
@@ -149,23 +150,20 @@ def _pretrain_rows(album: Album, rng: np.random.Generator, number: int) -> Itera
         yield {"id": f"pretrain-{at}", "image": album.add(scene, rng), "conversations": turn}
 
 
-def _finetune_rows(album: Album, rng: np.random.Generator, number: int, lesson: Lesson) -> Iterator[Row]:
-    for at in range(number):
-        scene, sort = draw_scene(rng), rng.random()
-        row: Row = {"id": f"{album.name}-{at}"}
-        if sort < 0.04:
-            turns = conversation([scene], rng, turns=3, lesson=lesson)
-            turns[0]["value"] = f"{in_words(scene, rng)}\n{turns[0]['value']}"
-        elif sort < 0.04 + TWO_PICTURES:
-            scenes = [scene, draw_scene(rng)]
-            row["image"] = [album.add(each, rng) for each in scenes]
-            turns = conversation(scenes, rng, turns=3, lesson=lesson)
-            turns[0]["value"] = f"<image>\n<image>\n{turns[0]['value']}"
-        else:
-            row["image"] = album.add(scene, rng)
-            turns = conversation([scene], rng, turns=4, lesson=lesson)
-            turns[0]["value"] = f"<image>\n{turns[0]['value']}"
-        yield row | {"conversations": turns}
+def _finetune_rows(album: Album, rng: np.random.Generator, number: int, times: int, lesson: Lesson) -> Iterator[Row]:
+    """Conversations about `number` drawn scenes, then others about the same, and so on: so many times in all."""
+    drawn: list[tuple[list[Scene], list[str]]] = []
+    for _ in range(number):
+        sort = rng.random()
+        scenes = [draw_scene(rng) for _ in range(2 if TEXT_ONLY <= sort < TEXT_ONLY + TWO_PICTURES else 1)]
+        drawn.append((scenes, [album.add(scene, rng) for scene in scenes] if sort >= TEXT_ONLY else []))
+    for at in range(number * times):
+        scenes, paths = drawn[at % number]
+        turns = conversation(scenes, rng, turns=4 if len(paths) == 1 else 3, lesson=lesson)
+        before = "<image>\n" * len(paths) if paths else f"{in_words(scenes[0], rng)}\n"
+        turns[0]["value"] = before + turns[0]["value"]
+        image = {"image": paths if len(paths) > 1 else paths[0]} if paths else {}
+        yield {"id": f"{album.name}-{at}"} | image | {"conversations": turns}
 
 
 def conversation(

@@ -6,7 +6,7 @@ import base64
 import binascii
 import csv
 import string
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,7 +61,7 @@ def read_choices(path: str | Path) -> tuple[list[Choice], list[BadRow]]:
         raise DataError(f"{path}: the file holds no rows")
     missing = [name for name in ("index", "image", "question", "A") if name not in rows[0]]
     if missing:
-        there = ", ".join(map(repr, rows[0]))
+        there = _named(rows[0])
         raise DataError(f"{path}: no column {', '.join(map(repr, missing))} (there are: {there})")
     by_index = _by_index(path, rows)
     has_answers = any(row.get("answer") for row in rows)
@@ -97,7 +97,7 @@ def _rows(path: Path) -> Iterator[Cells]:
             if names is None:
                 raise DataError(f"{path}: the file is empty")
             if len(set(names)) < len(names):
-                raise DataError(f"{path}: a column name comes twice: {', '.join(map(repr, names))}")
+                raise DataError(f"{path}: a column name comes twice: {_named(names)}")
             for cells in reader:
                 if not cells:
                     continue
@@ -143,7 +143,7 @@ def _choice(
     if has_answers and answer is None:
         raise DataError("the answer is empty, while other rows have one")
     if answer is not None and answer not in options:
-        raise DataError(f"the answer {answer!r} is not among the options {', '.join(options)}")
+        raise DataError(f"the answer {answer[:40]!r} is not among the options {', '.join(options)}")
     for text in (row["question"], row.get("hint", ""), *options.values()):
         if IMAGE in text:
             raise DataError(f"the text holds {IMAGE}, which stands for an image")
@@ -183,6 +183,11 @@ def _image(index: int, by_index: Mapping[int, Cells], images: dict[int, bytes]) 
         check_image(ImageRef(data))
         images[index] = data
     return images[index]
+
+
+def _named(columns: Iterable[str]) -> str:
+    """Short, because in a file without a line of names they are the first row, image and all."""
+    return ", ".join(repr(name[:40]) for name in columns)
 
 
 def _is_index(cell: str) -> bool:

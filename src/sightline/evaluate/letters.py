@@ -35,6 +35,8 @@ _DENIES = re.compile(
 )
 _SHORT = 40
 """Characters of an answer that is surely no long explanation in which the text of an option turns up by chance."""
+_NEAR = 160
+"""Characters before a letter that are looked at: with all of them, an endless "A A A" would take minutes."""
 _ARTICLE = re.compile(r"^(?:an?|the)\s+(?=\S)")
 
 
@@ -63,7 +65,7 @@ def option_letter(answer: str, options: Mapping[str, str]) -> str | None:
 
 
 def _of_letters(text: str, letters: list[re.Match[str]], denies: bool) -> str | None:
-    said = [found for found in letters if _is_said(text[: found.start()])]
+    said = [found for found in letters if _is_said(_before(text, found))]
     if said:
         # "A looks good at first. The answer is B": what was weighed before does not count, what follows does.
         letters = [found for found in letters if found.start() >= said[0].start()]
@@ -82,8 +84,12 @@ def _of_texts(text: str, keys: Mapping[str, str], named: list[str], denies: bool
     return None if denies or too_long else named[0]
 
 
+def _before(text: str, found: re.Match[str]) -> str:
+    return text[max(0, found.start() - _NEAR) : found.start()]
+
+
 def _is_word(text: str, found: re.Match[str]) -> bool:
-    named = _NAMED_BEFORE.search(text[: found.start()])
+    named = _NAMED_BEFORE.search(_before(text, found))
     return found[1] in "AI" and named is None and _WORD_NEXT.match(text, found.end()) is not None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ from torch import nn
 from sightline.errors import ModelError
 from sightline.model.llamafy import RENAME
 from sightline.model.pickles import read_pickle, tensors_in
+from sightline.model.projector import unsound
 
 
 def merge_folder(model: nn.Module, folder: Path, rename: Callable[[str], str], family: str | None = None) -> None:
@@ -55,6 +57,8 @@ def _read(folder: Path) -> tuple[dict[str, torch.Tensor], Callable[[torch.Tensor
     try:
         config: dict[str, Any] = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
         alpha, root = float(config["lora_alpha"]), bool(config.get("use_rslora"))
+        if not math.isfinite(alpha):
+            raise ValueError(f"lora_alpha is {alpha}")
     except FileNotFoundError:
         raise ModelError(f"{folder} is no adapter: it has no adapter_config.json") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -65,6 +69,8 @@ def _read(folder: Path) -> tuple[dict[str, torch.Tensor], Callable[[torch.Tensor
     except (SafetensorError, OSError) as error:
         raise ModelError(f"{file} is damaged ({error}); copy it again") from error
     tensors = {name.removeprefix("base_model.model."): tensor for name, tensor in found.items()}
+    if wrong := next((f"{name} {what}" for name, tensor in tensors.items() if (what := unsound(tensor))), None):
+        raise ModelError(f"{file} is damaged: {wrong}; copy it again")
     odd = [name for name in tensors if "lora_" in name and not re.search(r"\.lora_[AB]\.weight$", name)]
     if odd or config.get("alpha_pattern") or config.get("peft_type") != "LORA":
         raise ModelError(f"{folder} is no plain LoRA: merge it first (sightline convert merge LLM ADAPTER OUT)")

@@ -129,8 +129,9 @@ def recognise_template(tokenizer: Any, path: str | Path) -> Template:
     """The known template that writes the same prompt as the tokenizer's chat template, otherwise that one itself.
 
     Where several write the same and differ in what ends an answer, the name that our exports note decides; so does the
-    system prompt that they note, where a recipe has set another than the template's. Raises ModelError where there is
-    no chat template, or one that `auto` refuses.
+    system prompt that they note, where a recipe has set another than the template's. A prompt begins with the token
+    that the chat template writes first, or else leaves to the tokenizer. Raises ModelError where there is no chat
+    template, or one that `auto` refuses.
     """
     names = ", ".join(TEMPLATES)
     if not tokenizer.chat_template:
@@ -141,6 +142,7 @@ def recognise_template(tokenizer: Any, path: str | Path) -> Template:
         tokenize=False,
         add_generation_prompt=True,
     )
+    begun = _begun(tokenizer, theirs)
     system = tokenizer.init_kwargs.get(SYSTEM_KEY)
     candidates = list(TEMPLATES.values())
     if isinstance(system, str):
@@ -148,15 +150,25 @@ def recognise_template(tokenizer: Any, path: str | Path) -> Template:
     alike = [
         template
         for template in candidates
-        if to_text(render(template, messages, bos=tokenizer.bos_token or "", eos=tokenizer.eos_token or "")) == theirs
+        if to_text(render(template, messages, bos=tokenizer.bos_token or "", eos=tokenizer.eos_token or ""))
+        == begun + theirs
     ]
     noted = tokenizer.init_kwargs.get(TEMPLATE_KEY)
     if not alike or noted == AUTO:
         try:
-            return own_template(tokenizer, str(path))
+            own = own_template(tokenizer, str(path))
+            return replace(own, begin=begun + own.begin)
         except ModelError as error:
             raise ModelError(f"{error}; name one with --prompt-template ({names})") from None
     return next((template for template in alike if template.name == noted), alike[0])
+
+
+def _begun(tokenizer: Any, prompt: str) -> str:
+    """The token that the tokenizer puts before a prompt, where its chat template leaves that to it; else nothing."""
+    bos = tokenizer.bos_token
+    if not bos or prompt.startswith(bos) or tokenizer("a")["input_ids"][:1] != [tokenizer.bos_token_id]:
+        return ""
+    return str(bos)
 
 
 def _quantized(bits: int, dtype: torch.dtype, device: torch.device) -> BitsAndBytesConfig:

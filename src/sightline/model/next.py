@@ -102,20 +102,10 @@ def with_tiles(model: Llava | LlavaNext, tiles: Tiles) -> LlavaNext:
 
     The `image_newline` of the latter is new, drawn from torch's generator.
     """
-    grids = [list(grid) for grid in tiles.grids]
     if isinstance(model, LlavaNext):
-        model.config.image_grid_pinpoints = grids
+        next_config(model.config, tiles)
         return model
-    old = model.config
-    config = LlavaNextConfig(
-        text_config=old.text_config,
-        vision_config=old.vision_config,
-        image_grid_pinpoints=grids,
-        **{name: getattr(old, name) for name in _SHARED},
-    )
-    for name, value in old.to_dict().items():  # what ours note besides, such as another depth of the projector
-        if not hasattr(config, name):
-            setattr(config, name, value)
+    config = next_config(model.config, tiles)
     with torch.device("meta"):
         made = LlavaNext(config)
     for part in ("language_model", "vision_tower", "multi_modal_projector"):
@@ -125,6 +115,24 @@ def with_tiles(model: Llava | LlavaNext, tiles: Tiles) -> LlavaNext:
     made.lm_head = model.lm_head
     made.generation_config = model.generation_config
     return made.eval()
+
+
+def next_config(old: Any, tiles: Tiles) -> Any:
+    """The configuration of a LLaVA-NeXT on these grids: that of one itself, changed, or one of a LLaVA's parts."""
+    grids = [list(grid) for grid in tiles.grids]
+    if old.model_type == NEXT:
+        old.image_grid_pinpoints = grids
+        return old
+    config = LlavaNextConfig(
+        text_config=old.text_config,
+        vision_config=old.vision_config,
+        image_grid_pinpoints=grids,
+        **{name: getattr(old, name) for name in _SHARED},
+    )
+    for name, value in old.to_dict().items():  # what ours note besides, such as another depth of the projector
+        if not hasattr(config, name):
+            setattr(config, name, value)
+    return config
 
 
 def load_newline(model: Llava | LlavaNext, found: Found) -> None:

@@ -58,6 +58,11 @@ def _parameter(data: torch.Tensor, *rest: Any) -> torch.Tensor:
     return data
 
 
+def _plain_tensor(make: Any, kind: object, args: tuple[Any, ...], state: object) -> Any:
+    """Of a tensor with attributes, or of a class of its own: the tensor. `make` is from this table, or a Foreign."""
+    return make(*args)
+
+
 KNOWN: dict[tuple[str, str], Any] = {
     ("builtins", "set"): set,
     ("__builtin__", "set"): set,
@@ -65,12 +70,14 @@ KNOWN: dict[tuple[str, str], Any] = {
     ("torch", "Size"): torch.Size,
     ("torch._utils", "_rebuild_tensor_v2"): _tensor,
     ("torch._utils", "_rebuild_parameter"): _parameter,
+    ("torch._utils", "_rebuild_parameter_with_state"): _parameter,
+    ("torch._tensor", "_rebuild_from_type_v2"): _plain_tensor,
 }
 """All that a file may call by name; torch adds the types of storages."""
 
 UNREADABLE = (
     *(pickle.UnpicklingError, zipfile.BadZipFile, EOFError),
-    *(RuntimeError, ValueError, TypeError, AttributeError, LookupError),
+    *(RuntimeError, ValueError, TypeError, AttributeError, LookupError, AssertionError),
 )
 """What damaged files, and files of another kind, end in."""
 

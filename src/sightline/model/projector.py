@@ -71,7 +71,10 @@ def new_projector(config: Any, depth: int) -> nn.Module:
 
 def depth_of(config: Any) -> int:
     """The number of layers that a model's configuration notes."""
-    return int(getattr(config, DEPTH_KEY, None) or 2)
+    noted = getattr(config, DEPTH_KEY, None) or 2
+    if not isinstance(noted, int):
+        raise ModelError(f"config.json: {DEPTH_KEY} is {noted!r}, no number of layers")
+    return noted
 
 
 def exported_state(state: dict[str, torch.Tensor], depth: int) -> dict[str, torch.Tensor]:

@@ -11,6 +11,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,9 @@ from sightline.model.tokenizer_json import begin_with, plain_merges
 from sightline.model.tokenizer_model import FILE, find_tokenizer_model
 from sightline.model.vision import leading_tokens
 from sightline.prompt.prompter import Prompter
-from sightline.prompt.render import to_jinja
+from sightline.prompt.render import to_jinja, to_text
 from sightline.prompt.templates import BOS
-from sightline.types import IMAGE
+from sightline.types import IMAGE, ask
 
 HUB_NAMES = (
     ("model.language_model.", "language_model.model."),
@@ -130,24 +131,29 @@ def write_processor(prompter: Prompter, config: Any, folder: Path) -> None:
 def write_tokenizer(prompter: Prompter, folder: Path, *, begins: bool, **settings: str) -> None:
     """The tokenizer and the chat template alone; `settings` are written beside the tokenizer's own.
 
-    `begins`: the tokenizer puts the token before a text that the template begins with. Where programs render the chat
-    template, which has this token, a prompt would begin twice; where they have templates of their own, not at all.
+    The tokenizer puts the token before a text that a prompt begins with, and the chat template leaves it out, as with
+    the llava-hf models: a rendered prompt and one that was written by hand begin once. Where that would give other ids,
+    the chat template writes it and the tokenizer adds nothing. `begins`: both do, as with language models by
+    themselves, whose rendered prompts are tokenised without.
     """
     tokenizer = prompter.tokenizer
-    bos = tokenizer.bos_token or ""
-    template = to_jinja(prompter.template, bos=bos, eos=tokenizer.eos_token or "")
-    tokenizer.chat_template = template
+    bos, template = tokenizer.bos_token or "", prompter.template
+    if begins:
+        adds = bool(bos) and template.begin.replace(BOS, bos).startswith(bos)
+    elif adds := _can_be_begun(prompter):
+        template = replace(template, begin=template.begin.removeprefix(BOS))
+    jinja = to_jinja(template, bos=bos, eos=tokenizer.eos_token or "")
+    tokenizer.chat_template = jinja
     tokenizer.save_pretrained(folder)
-    begins = begins and bool(bos) and prompter.template.begin.replace(BOS, bos).startswith(bos)
     if (fast := folder / "tokenizer.json").is_file():
         content = json.loads(fast.read_text(encoding="utf-8"))
         plain_merges(content)
-        begin_with(content, *(bos, tokenizer.bos_token_id) if begins else (None, None))
+        begin_with(content, *(bos, tokenizer.bos_token_id) if adds else (None, None))
         write_json(fast, content)
     if (found := find_tokenizer_model(tokenizer)) is not None:
         shutil.copyfile(found, folder / FILE)
-    (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
-    write_json(folder / "chat_template.json", {"chat_template": template})
+    (folder / "chat_template.jinja").write_text(jinja, encoding="utf-8")
+    write_json(folder / "chat_template.json", {"chat_template": jinja})
     written = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
     for here in ("backend", "is_local", "local_files_only"):
         written.pop(here, None)  # how it was loaded, which is nobody else's
@@ -156,9 +162,9 @@ def write_tokenizer(prompter: Prompter, folder: Path, *, begins: bool, **setting
         "tokenizer_class": "PreTrainedTokenizerFast",
         # By default this class also makes token_type_ids, which no Llama takes.
         "model_input_names": ["input_ids", "attention_mask"],
-        "add_bos_token": begins,
+        "add_bos_token": adds,
         "add_eos_token": False,
-        "chat_template": template,
+        "chat_template": jinja,
         TEMPLATE_KEY: prompter.template.name,
         SYSTEM_KEY: prompter.template.default_system,
     }
@@ -168,6 +174,20 @@ def write_tokenizer(prompter: Prompter, folder: Path, *, begins: bool, **setting
     write_json(folder / "tokenizer_config.json", written | settings)
     special = {key: str(token) for key, token in tokenizer.special_tokens_map.items() if isinstance(token, str)}
     write_json(folder / "special_tokens_map.json", special)
+
+
+def _can_be_begun(prompter: Prompter) -> bool:
+    """Whether prompts begin with a token that the tokenizer can as well put there: with the same ids behind it.
+
+    A tokenizer that puts a space before the first word of a text alone (`prepend_scheme: first`) sees another word
+    first then. A chat template of the tokenizer's own stays as it is.
+    """
+    tokenizer, bos = prompter.tokenizer, prompter.tokenizer.bos_token
+    if not bos or not prompter.template.begin.startswith(BOS):
+        return False
+    prompt = to_text(prompter.render([ask("a")]))
+    whole, behind = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (prompt, prompt[len(bos) :]))
+    return bool(whole == [tokenizer.bos_token_id, *behind])
 
 
 @contextmanager
@@ -188,7 +208,7 @@ def appearing(folder: Path, *, needs: int) -> Iterator[Path]:
     try:
         yield partial
         _let_read(partial)
-    except Exception as error:
+    except BaseException as error:  # also Ctrl-C: half of a large model is not for the user to find
         shutil.rmtree(partial, ignore_errors=True)
         if _disk_is_full(error):
             raise CheckpointError(
