@@ -3,7 +3,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
-.PHONY: install demo check test test-slow test-clients clean
+.PHONY: install demo check test test-slow test-clients bench clean
 
 install: .venv/.installed
 
@@ -28,6 +28,10 @@ test-slow: check
 test-clients: install
 	$(BIN)/python tests/clients/environments.py
 	$(BIN)/pytest -m clients tests/clients
+
+# Races Sightline against other trainers on this machine; builds an environment for each under .venv-clients/ first.
+bench: install
+	$(BIN)/python bench/race/race.py
 
 check: install
 	$(BIN)/ruff check .

@@ -43,6 +43,8 @@ RACERS: dict[str, tuple[str | None, list[str]]] = {
     "transformers Trainer, row by row": ("race-transformers", ["racer_trainer.py", "trainer", "1"]),
     "TRL SFTTrainer, batches of 8": ("race-trl", ["racer_trainer.py", "trl", "8"]),
     "TRL SFTTrainer, row by row": ("race-trl", ["racer_trainer.py", "trl", "1"]),
+    "XTuner 0.2, batches of 8": ("xtuner", ["racer_xtuner.py", "8"]),
+    "XTuner 0.2, row by row": ("xtuner", ["racer_xtuner.py", "1"]),
 }
 """Name -> environment (none: the one that runs this), script and what it is told besides folder, mode and work dir."""
 

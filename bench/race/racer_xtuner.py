@@ -11,26 +11,15 @@ from typing import Any
 
 import torch
 from mmengine.config import Config
-from mmengine.dataset import DefaultSampler
 from mmengine.hooks import Hook
-from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner
-from peft import LoraConfig
 from safetensors.torch import load_file
-from torch.optim import AdamW
-from transformers import AutoModelForCausalLM, AutoTokenizer, CLIPImageProcessor, CLIPVisionModel
 from turns import report
-from xtuner.dataset import LLaVADataset
-from xtuner.dataset.collate_fns import default_collate_fn
-from xtuner.dataset.map_fns import llava_map_fn, template_map_fn_factory
-from xtuner.engine.runner import TrainLoop
-from xtuner.model import LLaVAModel
-from xtuner.utils import PROMPT_TEMPLATE
 
-GLOBAL_BATCH, MAX_LENGTH = 8, 2048
+GLOBAL_BATCH = 8
 
 
-class Reports(Hook):
+class Reports(Hook):  # type: ignore[misc]
     """Says after each step what its loss was."""
 
     def __init__(self, passes: int) -> None:
@@ -66,63 +55,21 @@ def write_projector(folder: Path, work: Path) -> Path:
 
 def main(folder: Path, mode: str, work: Path, at_once: int) -> None:
     work.mkdir(parents=True)
-    tokenizer = {
-        "type": AutoTokenizer.from_pretrained,
-        "pretrained_model_name_or_path": str(folder / "llm"),
-        "padding_side": "right",
+    write_projector(folder, work)
+    words = {
+        "FOLDER": str(folder),
+        "WORK": str(work),
+        '"FREEZE_LLM"': str(mode != "full"),
+        '"LORA"': "lora" if mode == "lora" else "None",
+        '"AT_ONCE"': str(at_once),
+        '"PASSES"': str(GLOBAL_BATCH // at_once),
     }
-    processor = {"type": CLIPImageProcessor.from_pretrained, "pretrained_model_name_or_path": str(folder / "tower")}
-    llm = {"type": AutoModelForCausalLM.from_pretrained, "pretrained_model_name_or_path": str(folder / "llm")}
-    tower = {"type": CLIPVisionModel.from_pretrained, "pretrained_model_name_or_path": str(folder / "tower")}
-    model: dict[str, Any] = {
-        "type": LLaVAModel,
-        "freeze_llm": mode != "full",
-        "freeze_visual_encoder": True,
-        "use_activation_checkpointing": False,
-        "pretrained_pth": str(write_projector(folder, work)),
-        "llm": llm,
-        "visual_encoder": tower,
-    }
-    if mode == "lora":
-        lora = {"type": LoraConfig, "r": 128, "lora_alpha": 256, "lora_dropout": 0.0, "bias": "none"}
-        model["llm_lora"] = lora | {"task_type": "CAUSAL_LM"}
-    dataset = {
-        "type": LLaVADataset,
-        "data_path": str(folder / "rows.json"),
-        "image_folder": str(folder / "images"),
-        "tokenizer": tokenizer,
-        "image_processor": processor,
-        "dataset_map_fn": llava_map_fn,
-        "template_map_fn": {"type": template_map_fn_factory, "template": PROMPT_TEMPLATE.vicuna},
-        "max_length": MAX_LENGTH,
-        "pad_image_to_square": False,
-    }
-    loader = {
-        "batch_size": at_once,
-        "num_workers": 1,
-        "pin_memory": False,
-        "dataset": dataset,
-        "sampler": {"type": DefaultSampler, "shuffle": False},
-        "collate_fn": {"type": default_collate_fn},
-    }
-    wrapper = {
-        "type": OptimWrapper,
-        "optimizer": {"type": AdamW, "lr": 1e-4, "weight_decay": 0.0, "fused": True},
-        "clip_grad": {"max_norm": 1.0},
-        "accumulative_counts": GLOBAL_BATCH // at_once,
-    }
-    config = Config(
-        {
-            "model": model,
-            "train_dataloader": loader,
-            "optim_wrapper": wrapper,
-            "train_cfg": {"type": TrainLoop, "max_epochs": 1},
-            "work_dir": str(work),
-            "default_hooks": {"checkpoint": None},
-            "env_cfg": {"dist_cfg": {"backend": "gloo"}},
-            "randomness": {"seed": 0},
-        }
-    )
+    text = Path(__file__).with_name("xtuner_config.py").read_text(encoding="utf-8")
+    for word, value in words.items():
+        text = text.replace(word, value)
+    (work / "config.py").write_text(text, encoding="utf-8")
+    config = Config.fromfile(work / "config.py")
+    config.work_dir = str(work)
     runner = Runner.from_cfg(config)
     runner.register_hook(Reports(GLOBAL_BATCH // at_once))
     runner.train()

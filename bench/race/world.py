@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import json
 import random
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -45,12 +46,8 @@ CLIP = {
 """144 features a picture: a quarter of LLaVA-1.5's, as the language model's width is an eighth of Vicuna-7B's."""
 
 
-VICUNA = (
-    "A chat between a curious user and an artificial intelligence assistant. "
-    "The assistant gives helpful, detailed, and polite answers to the user's questions."
-)
 RECIPE = {
-    "model": {"template": "vicuna", "image_aspect_ratio": "crop", "llm": "", "vision_tower": ""},
+    "model": {"template": "vicuna", "system": "", "image_aspect_ratio": "crop", "llm": "", "vision_tower": ""},
     "data": [{"path": ""}],
     "batch": {"global_batch": 8, "max_length": MAX_LENGTH, "workers": 1, "shuffle": False},
     "optim": {"lr": 1e-4, "weight_decay": 0.0, "schedule": "constant", "warmup_ratio": 0.0, "epochs": 1},
@@ -73,6 +70,9 @@ def main(folder: Path) -> None:
     write_parts(folder, words)
     write_llava(folder)
     write_tokens(folder)
+    # XTuner's transformers is too old for what the newest one writes.
+    convert = [sys.executable, "-m", "sightline", "convert", folder / "hf", folder / "xtuner", "--to", "xtuner"]
+    subprocess.run(convert, check=True)
 
 
 def made_up_words(rng: random.Random) -> list[str]:
@@ -123,7 +123,7 @@ def write_parts(folder: Path, words: list[str]) -> None:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     special = ["<unk>", "<s>", "</s>"]
-    said = f"{VICUNA} USER: ASSISTANT: Answer the question using a single word or phrase."
+    said = "USER: ASSISTANT: Answer the question using a single word or phrase."
     corpus = [" ".join(words), " ".join(words).title(), *[said] * 99]
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     tokenizer.train_from_iterator(

@@ -89,7 +89,7 @@ class Amounts:
     circles: int
 
 
-FULL = Amounts(pretrain=2400, finetune=((6000, 1), (4000, 3), (4000, 3)), heldout=48, circles=100)
+FULL = Amounts(pretrain=2400, finetune=((6000, 1), (3000, 3), (4000, 3)), heldout=48, circles=100)
 QUICK = Amounts(pretrain=1024, finetune=((1600, 1), (400, 1), (400, 1)), heldout=20, circles=20)
 
 
