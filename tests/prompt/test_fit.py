@@ -124,3 +124,11 @@ def test_any_numbers_may_rescale_and_normalise() -> None:
     one = [picture(80, 60)]
     expected = processor(one, return_tensors="pt")["pixel_values"]
     assert torch.equal(look_up(fit_all(one, processor), levels(processor)), expected)
+
+
+def test_numbers_are_the_same_on_every_way() -> None:
+    noise = torch.randint(0, 256, (2, 3, 5, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    table = torch.randn(3 * 256)
+    by_hand = torch.stack([table[256 * colour :][noise[:, colour].long()] for colour in range(3)], dim=1)
+    assert torch.equal(look_up(noise, table), by_hand)
+    assert torch.equal(pixels_module._at_once(noise, table), by_hand)

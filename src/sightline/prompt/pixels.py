@@ -105,10 +105,26 @@ def look_up(pixels: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
 
     A table and no arithmetic: so the numbers are the processor's own on every device, to the last bit.
     """
+    table = table.to(pixels.device)
+    return _by_planes(pixels, table) if pixels.is_cpu else _at_once(pixels, table)
+
+
+def _at_once(pixels: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
     import torch
 
     colours = torch.arange(0, 3 * 256, 256, dtype=torch.int32, device=pixels.device)[:, None, None]
-    return table.to(pixels.device).index_select(0, (pixels + colours).flatten()).view(pixels.shape)
+    return table.index_select(0, (pixels + colours).flatten()).view(pixels.shape)
+
+
+def _by_planes(pixels: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+    """The same in parts that stay in a processor's cache."""
+    import torch
+
+    made = torch.empty(pixels.shape)
+    for number, plane in enumerate(pixels.flatten(0, 1)):
+        levels_of_one = table.view(3, 256)[number % 3]
+        torch.index_select(levels_of_one, 0, plane.flatten().int(), out=made.view(-1, plane.numel())[number])
+    return made
 
 
 def _given(sides: Any) -> dict[str, int]:
