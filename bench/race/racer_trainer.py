@@ -53,12 +53,26 @@ def main(folder: Path, mode: str, work_dir: str, which: str, at_once: int) -> No
     )
     Trainer._get_train_sampler = in_order
     model = model_of(folder, mode)
-    named = {"processing_class": processor(folder)} if which == "trl" else {}
-    trainer = Trainer(
-        model=model, args=arguments, data_collator=Collate(folder), train_dataset=Samples(folder), **named
-    )
+    samples: Any = Samples(folder)
+    named = {}
+    if which == "trl":
+        samples, named = as_dataset(samples), {"processing_class": processor(folder)}
+    trainer = Trainer(model=model, args=arguments, data_collator=Collate(folder), train_dataset=samples, **named)
     report_steps_of_trainer()
     trainer.train()
+
+
+def as_dataset(samples: Samples) -> Any:
+    """The only kind that TRL takes; pictures are opened when a row is asked for, here too."""
+    from datasets import Dataset
+
+    names = [{"number": number} for number in range(len(samples))]
+
+    def read(batch: dict[str, Any]) -> dict[str, Any]:
+        rows = [samples[number] for number in batch["number"]]
+        return {key: [row[key] for row in rows] for key in rows[0]}
+
+    return Dataset.from_list(names).with_transform(read)
 
 
 def processor(folder: Path) -> Any:
