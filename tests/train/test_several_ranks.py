@@ -31,7 +31,7 @@ def losses(run: Path) -> list[float]:
     return [json.loads(line)["loss"] for line in (run / "log.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", [pytest.param(way, marks=[pytest.mark.slow] * (way == "lora")) for way in WAYS])
 def test_two_ranks_learn_what_one_learns(tmp_path: Path, way: str) -> None:
     recipe = tiny.write_recipe(tmp_path, optim={"lr": 1e-3, "epochs": 1}, **WAYS[way])
     for ranks in (1, 2):
@@ -46,6 +46,7 @@ def test_two_ranks_learn_what_one_learns(tmp_path: Path, way: str) -> None:
         torch.testing.assert_close(weights[1][name], tensor, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_another_number_of_ranks(tmp_path: Path) -> None:
     recipe = tiny.write_recipe(tmp_path, optim={"lr": 1e-3, "epochs": 1}, run={"save_every": 2})
     whole, cut = tmp_path / "whole", tmp_path / "cut"
