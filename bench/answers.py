@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from mixture import made_up_words
 from pixels import photograph
 
 ROUNDS, CIRCLES, BATCH = 5, 12, 16
@@ -58,7 +59,7 @@ def made_up(folder: Path) -> Path:
     sys.path.insert(0, str(Path(__file__).parent / "race"))
     import world
 
-    words = world.made_up_words(random.Random(0))
+    words = made_up_words(random.Random(0), rare=40_000)
     world.write_parts(folder, words)
     (folder / "rows.json").write_text("[]")
     world.write_llava(folder)

@@ -10,7 +10,6 @@ names, so they are read from the page cache: on a slow disk the disk decides.
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import os
 import random
@@ -25,10 +24,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+from mixture import conversations, draw_turns, made_up_words, speaker
+
 ROOT = Path(__file__).parents[1]
 RESULT = ROOT / "bench" / "results" / "index.json"
-TEXT_ONLY, LONG = 0.061, 0.29
-"""Shares of rows; in mix665k 40,688 of 665,298 are text-only, and about 190,000 have long answers."""
 MAX_LENGTH, FEATURES = 2048, 576
 
 
@@ -204,13 +203,6 @@ def check(dataset: Any, folder: Path) -> None:
 STAGES = {"open": open_stage, "rate": rate_stage, "pass": pass_stage}
 
 
-def vocabulary_of(rng: random.Random) -> list[str]:
-    """Made-up words, the frequent ones short, as in a language."""
-    syllables = ["".join(pair) for pair in itertools.product("bcdfghklmnprstvw", "aeiou", ["", "n", "r", "s"])]
-    sizes = [1] * 150 + [2] * 3_000 + [3] * 8_000
-    return ["".join(rng.choices(syllables, k=size)) for size in sizes]
-
-
 def write_data(folder: Path, rows: int, pictures: int) -> None:
     """Rows and pictures; what is there already stays."""
     if (folder / "written.json").exists() and json.loads((folder / "written.json").read_text())["rows"] == rows:
@@ -219,40 +211,21 @@ def write_data(folder: Path, rows: int, pictures: int) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     originals = write_pictures(folder / "originals", pictures)
     rng = random.Random(0)
-    vocabulary = vocabulary_of(rng)
-    weights = list(itertools.accumulate(1 / (rank + 3) for rank in range(len(vocabulary))))
-    text = " ".join(rng.choices(vocabulary, cum_weights=weights, k=400_000)).split(" ")
-
-    def say(low: int, high: int) -> str:
-        start, count = rng.randrange(len(text) - high), rng.randint(low, high)
-        return " ".join(text[start : start + count]).capitalize() + "."
-
+    text = made_up_words(rng, rare=8_000)
+    say = speaker(rng, text)
     written = {"rows": rows, "images": 0, "text_only": 0}
     with (folder / "data.json").open("w", encoding="utf-8") as file:
         for number in range(rows):
             row: dict[str, Any] = {"id": f"{number:012}"}
-            draw = rng.random()
-            if draw < TEXT_ONLY:
-                turns = [(say(5, 60), say(60, 270)) for _ in range(rng.randint(1, 5))]
-                written["text_only"] += 1
-            elif draw < TEXT_ONLY + LONG:
-                turns = [(say(5, 20), say(60, 210)) for _ in range(rng.choice([1, 1, 2, 3]))]
-            else:
-                ask = "\nAnswer the question using a single word or phrase."
-                turns = [(say(4, 11) + ask * (turn == 0), say(1, 4)) for turn in range(rng.randint(1, 15))]
-            if draw >= TEXT_ONLY:
+            picture, turns = draw_turns(rng, say, text_turns=5)
+            if picture:
                 place = f"set{number % 7}/{number:012}.jpg"
                 target = folder / "images" / place
                 target.parent.mkdir(parents=True, exist_ok=True)
                 os.link(originals[number % len(originals)], target)
                 row["image"] = place
-                turns[0] = (f"<image>\n{turns[0][0]}", turns[0][1])
-                written["images"] += 1
-            row["conversations"] = [
-                {"from": role, "value": said}
-                for turn in turns
-                for role, said in zip(("human", "gpt"), turn, strict=True)
-            ]
+            written["images" if picture else "text_only"] += 1
+            row["conversations"] = conversations(turns, picture)
             file.write(("[" if number == 0 else ", ") + json.dumps(row))
         file.write("]")
     (folder / "corpus.txt").write_text(" ".join(text))

@@ -6,7 +6,6 @@ parameters and a small CLIP, the LLaVA of the two - and the token ids and target
 
 from __future__ import annotations
 
-import itertools
 import json
 import random
 import subprocess
@@ -21,12 +20,10 @@ from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaFo
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from mixture import conversations, draw_turns, made_up_words, speaker
 from pixels import photograph
 
 ROWS, PICTURES, VOCABULARY, MAX_LENGTH = 640, 64, 32_000, 2048
-TEXT_ONLY, LONG = 0.061, 0.29
-"""Shares of rows; in mix665k 40,688 of 665,298 are text-only, and about 190,000 have long answers."""
-
 LLAMA = {
     "hidden_size": 512,
     "intermediate_size": 1376,
@@ -65,7 +62,7 @@ by itself)."""
 def main(folder: Path) -> None:
     folder.mkdir(parents=True)
     rng = random.Random(0)
-    words = made_up_words(rng)
+    words = made_up_words(rng, rare=40_000)
     write_rows(folder, rng, words)
     write_parts(folder, words)
     write_llava(folder)
@@ -75,15 +72,6 @@ def main(folder: Path) -> None:
     subprocess.run(convert, check=True)
 
 
-def made_up_words(rng: random.Random) -> list[str]:
-    """A text of made-up words, the frequent ones short, as in a language."""
-    syllables = ["".join(pair) for pair in itertools.product("bcdfghklmnprstvw", "aeiou", ["", "n", "r", "s"])]
-    sizes = [1] * 150 + [2] * 3_000 + [3] * 40_000
-    vocabulary = ["".join(rng.choices(syllables, k=size)) for size in sizes]
-    weights = list(itertools.accumulate(1 / (rank + 3) for rank in range(len(vocabulary))))
-    return rng.choices(vocabulary, cum_weights=weights, k=400_000)
-
-
 def write_rows(folder: Path, rng: random.Random, words: list[str]) -> None:
     """`rows.json` in LLaVA's form, and `images/`."""
     (folder / "images").mkdir()
@@ -91,28 +79,14 @@ def write_rows(folder: Path, rng: random.Random, words: list[str]) -> None:
         width, height = rng.choice([(640, 480), (640, 480), (640, 427), (480, 640)])
         (folder / "images" / f"{number:03}.jpg").write_bytes(photograph(width, height, number))
 
-    def say(low: int, high: int) -> str:
-        start, count = rng.randrange(len(words) - high), rng.randint(low, high)
-        return " ".join(words[start : start + count]).capitalize() + "."
-
+    say = speaker(rng, words)
     rows = []
     for number in range(ROWS):
         row: dict[str, Any] = {"id": f"{number:06}"}
-        draw = rng.random()
-        if draw < TEXT_ONLY:
-            turns = [(say(5, 60), say(60, 270)) for _ in range(rng.randint(1, 3))]
-        elif draw < TEXT_ONLY + LONG:
-            turns = [(say(5, 20), say(60, 210)) for _ in range(rng.choice([1, 1, 2, 3]))]
-        else:
-            ask = "\nAnswer the question using a single word or phrase."
-            turns = [(say(4, 11) + ask * (turn == 0), say(1, 4)) for turn in range(rng.randint(1, 15))]
-        if draw >= TEXT_ONLY:
+        picture, turns = draw_turns(rng, say, text_turns=3)
+        if picture:
             row["image"] = f"{rng.randrange(PICTURES):03}.jpg"
-            turns[0] = (f"<image>\n{turns[0][0]}", turns[0][1])
-        row["conversations"] = [
-            {"from": role, "value": said} for turn in turns for role, said in zip(("human", "gpt"), turn, strict=True)
-        ]
-        rows.append(row)
+        rows.append(row | {"conversations": conversations(turns, picture)})
     (folder / "rows.json").write_text(json.dumps(rows), encoding="utf-8")
 
 
