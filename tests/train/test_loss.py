@@ -11,7 +11,6 @@ import torch
 from torch import nn
 
 from sightline.data.collate import Batch
-from sightline.train import loss as loss_module
 from sightline.train.loss import PackedLoss
 
 VOCABULARY, WIDTH = 5, 3
@@ -32,23 +31,11 @@ class Table(nn.Module):
         return SimpleNamespace(last_hidden_state=self.vectors(input_ids))
 
 
-class Head(nn.Linear):
-    """Remembers how many positions went through it at once."""
-
-    def __init__(self) -> None:
-        super().__init__(WIDTH, VOCABULARY, bias=False)
-        self.rows: list[int] = []
-
-    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        self.rows.append(len(hidden))
-        return super().forward(hidden)
-
-
 @pytest.fixture
 def model() -> Any:
     torch.manual_seed(0)
     whole: Any = nn.Module()
-    whole.model, whole.lm_head = Table(), Head()
+    whole.model, whole.lm_head = Table(), nn.Linear(WIDTH, VOCABULARY, bias=False)
     return whole
 
 
@@ -86,30 +73,11 @@ def test_the_loss_of_even_odds_is_the_logarithm_of_their_number(model: Any) -> N
     assert float(PackedLoss(model)(batch(IDS, AT, TARGETS), SEEN).detach()) == pytest.approx(5 * math.log(VOCABULARY))
 
 
-def test_only_positions_with_a_target_go_through_the_head(model: Any) -> None:
+def test_what_stands_in_front_of_no_target_learns_nothing(model: Any) -> None:
     PackedLoss(model)(batch(IDS, AT, TARGETS), SEEN).backward()
-    assert model.lm_head.rows == [5]
-    # Token 3 is in front of nothing that is learnt, so it learns nothing itself.
+    # Token 3 is in front of nothing that is learnt.
     learnt = model.model.vectors.weight.grad.abs().sum(1) > 0
     assert learnt.tolist() == [False, True, True, False, True]
-
-
-@pytest.mark.parametrize(("chunk", "rows"), [(5, [5]), (4, [4, 1]), (2, [2, 2, 1]), (1, [1] * 5)])
-def test_chunks_change_nothing(model: Any, monkeypatch: pytest.MonkeyPatch, chunk: int, rows: list[int]) -> None:
-    PackedLoss(model)(batch(IDS, AT, TARGETS), SEEN).backward()
-    whole = [parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None]
-    model.zero_grad()
-    model.lm_head.rows.clear()
-    monkeypatch.setattr(loss_module, "CHUNK", chunk)
-    loss = PackedLoss(model)(batch(IDS, AT, TARGETS), SEEN)
-    assert model.lm_head.rows == rows
-    assert float(loss.detach()) == pytest.approx(by_hand(model, IDS, AT, TARGETS), rel=1e-6)
-    loss.backward()
-    chunks = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
-    assert len(whole) == 2
-    torch.testing.assert_close(chunks, whole, rtol=1e-5, atol=1e-7)
-    # More than one: computed again in the backward pass, so that the logits of one chunk exist at a time.
-    assert len(model.lm_head.rows) == len(rows) * (1 if len(rows) == 1 else 2)
 
 
 def test_no_target_is_no_loss(model: Any) -> None:

@@ -20,7 +20,7 @@ from sightline.model.assemble import assemble, make_prompter
 from sightline.model.attention import packed_attention
 from sightline.recipe import DataRecipe, ModelRecipe
 from sightline.runtime import console
-from sightline.train import loss as loss_module
+from sightline.train import head
 from sightline.train.loss import PackedLoss
 
 SINGLE, TEXT, PAIR, TURNS = 0, 3, 4, 5
@@ -124,13 +124,13 @@ def away(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> dict[s
 
 @pytest.mark.parametrize("llm", LLMS)
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "recomputed"])
-@pytest.mark.parametrize("chunk", [4096, 7], ids=["whole", "chunks"])
+@pytest.mark.parametrize("rows", [4096, 7], ids=["whole", "pieces"])
 def test_a_pack_equals_its_samples(
-    world: Path, monkeypatch: pytest.MonkeyPatch, llm: str, checkpointing: bool, chunk: int
+    world: Path, monkeypatch: pytest.MonkeyPatch, llm: str, checkpointing: bool, rows: int
 ) -> None:
-    monkeypatch.setattr(loss_module, "CHUNK", chunk)
     samples = (PAIR, TEXT, SINGLE, TURNS)
     model, dataset = made(world, llm)
+    monkeypatch.setitem(head.LOGITS, "cpu", rows * len(model.lm_head.weight))
     batch = PackReader(dataset)[samples]
     assert isinstance(batch, Batch)
     assert batch.pixels.shape[0] == 4 and batch.num_targets > 7

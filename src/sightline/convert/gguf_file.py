@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from sightline.convert.shards import ahead, sound
 from sightline.convert.tensors import Stored
 from sightline.errors import MissingExtra, ModelError
 
@@ -54,12 +55,15 @@ class Contents:
             writer.write_header_to_file()
             writer.write_kv_data_to_file()
             writer.write_ti_data_to_file()
-            for name, tensor in self.tensors.items():
-                kind = self._kind(tensor)
-                writer.write_tensor_data(_encoded(name, tensor.read(), kind))
-                advance(_size(tensor, kind))
+            for _, data in ahead(self.tensors, self._data):
+                writer.write_tensor_data(data)
+                advance(len(data))
         finally:
             writer.close()
+
+    def _data(self, name: str) -> np.ndarray:
+        tensor = self.tensors[name]
+        return _encoded(name, sound(name, tensor), self._kind(tensor))
 
     def _kind(self, tensor: Stored) -> Any:
         kinds = gguf_package().GGMLQuantizationType
@@ -87,7 +91,7 @@ def _size(tensor: Stored, kind: Any) -> int:
 def _encoded(name: str, tensor: torch.Tensor, kind: Any) -> np.ndarray:
     """The bytes of a tensor, uint8 [N]."""
     if kind.name in PLAIN:
-        result = tensor.contiguous().to(PLAIN[kind.name])
+        result = tensor.to(PLAIN[kind.name])
         if kind.name == "F16" and tensor.dtype != torch.float16 and not result.isfinite().all():
             raise ModelError(f"{name} has numbers that float16 cannot hold; write it in f32")
         return result.reshape(-1).view(torch.uint8).numpy()

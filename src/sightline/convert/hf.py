@@ -9,8 +9,9 @@ from typing import Any
 from transformers import GenerationConfig
 
 from sightline.convert.hub import located
+from sightline.convert.shards import write_shards
 from sightline.convert.source import Source, checked
-from sightline.convert.tensors import in_folder, write_shards
+from sightline.convert.tensors import in_folder
 from sightline.errors import ModelError
 from sightline.model.load import load_prompter
 from sightline.model.next import NEXT

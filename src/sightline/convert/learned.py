@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from sightline.convert.lora import CONFIG, FACTORS, PREFIX
-from sightline.convert.tensors import Stored, write_shards
+from sightline.convert.shards import write_shards
+from sightline.convert.tensors import Stored
 from sightline.errors import ModelError
 from sightline.model.save import write_json
 from sightline.recipe import LoraRecipe

@@ -11,7 +11,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, CLIPVisionModel
 
 from sightline.convert.hub import located
 from sightline.convert.lora import adapter_config, merged
-from sightline.convert.tensors import in_folder, write_shards
+from sightline.convert.shards import write_shards
+from sightline.convert.tensors import in_folder
 from sightline.errors import ModelError
 from sightline.model.llm import fetched, made_of
 from sightline.model.quantize import calm_bitsandbytes

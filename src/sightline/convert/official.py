@@ -24,8 +24,9 @@ from sightline.convert.official_config import (
 )
 from sightline.convert.official_tensors import find
 from sightline.convert.sentencepiece_file import carry_sentencepiece
+from sightline.convert.shards import write_shards
 from sightline.convert.source import Source, checked, hub_shapes
-from sightline.convert.tensors import Stored, write_shards
+from sightline.convert.tensors import Stored
 from sightline.convert.tower import plain_processor, tower_tensors, write_tower
 from sightline.convert.vocabulary import (
     ours,

@@ -1,36 +1,32 @@
-"""A folder's weight files -> its tensors, each read when it is asked for; and such tensors -> files, shard by shard."""
+"""A folder's weight files -> its tensors, each read when it is asked for."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import split_state_dict_into_shards_factory
-from rich.progress import Progress, TimeRemainingColumn
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
-from sightline.errors import CheckpointError, ModelError
+from sightline.errors import ModelError
 from sightline.model.pickles import read_pickle, tensors_in
-from sightline.runtime import console
 
 TYPES = {
+    "I64": torch.int64,
     "F64": torch.float64,
     "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
     "I32": torch.int32,
+    "BF16": torch.bfloat16,
+    "F16": torch.float16,
     "I16": torch.int16,
     "I8": torch.int8,
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
-"""safetensors' names of number formats."""
+"""safetensors' names of number formats, in the order in which it writes tensors: the wide ones first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,34 +94,6 @@ def in_file(file: Path) -> dict[str, Stored]:
         raise ModelError(f"{file} is damaged ({error}); copy it again") from error
 
 
-def write_shards(tensors: Mapping[str, Stored], folder: Path, *, max_shard_size: str, name: str = "model") -> None:
-    """Write `name*.safetensors` and, where there are several, their index; one shard at a time is in memory.
-
-    Raises ModelError for numbers that no weight has, CheckpointError where the disk refuses.
-    """
-    shards = split_state_dict_into_shards_factory(
-        dict(tensors),
-        get_storage_size=lambda tensor: tensor.nbytes,
-        get_storage_id=lambda tensor: None,
-        filename_pattern=name + "{suffix}.safetensors",
-        max_shard_size=max_shard_size,
-    )
-    with Progress(*Progress.get_default_columns()[:-1], TimeRemainingColumn(), console=console, transient=True) as bar:
-        task = bar.add_task(f"writing {folder.name}", total=sum(tensor.nbytes for tensor in tensors.values()))
-        for file, names in shards.filename_to_tensors.items():
-            content = {}
-            for each in names:
-                content[each] = _sound(each, tensors[each].read().contiguous())
-                bar.advance(task, tensors[each].nbytes)
-            try:
-                save_file(content, folder / file, metadata={"format": "pt"})
-            except SafetensorError as error:
-                raise CheckpointError(f"cannot write {folder / file}: {error}") from error
-    if shards.is_sharded:
-        table = {"metadata": shards.metadata, "weight_map": shards.tensor_to_filename}
-        (folder / f"{name}.safetensors.index.json").write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
-
-
 def _files(folder: Path) -> tuple[dict[str, str], list[Path]]:
     """What an index promises (tensor -> file), and the files; the first form that is there."""
     for whole, form in (("model.safetensors", "model*.safetensors"), ("pytorch_model.bin", "pytorch_model*.bin")):
@@ -139,15 +107,6 @@ def _files(folder: Path) -> tuple[dict[str, str], list[Path]]:
         if found := sorted(folder.glob(form)):
             return {}, found
     return {}, []
-
-
-def _sound(name: str, tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor itself; ModelError where it has entries that are not finite."""
-    # aminmax keeps NaN, and is many times as fast as isfinite().
-    if tensor.is_floating_point() and tensor.numel() and not torch.stack(tensor.aminmax()).isfinite().all():
-        kind = str(tensor.dtype).removeprefix("torch.")
-        raise ModelError(f"{name} has entries that are not finite in {kind}: it is damaged, or too large for {kind}")
-    return tensor
 
 
 def read_json(file: Path) -> dict[str, Any]:

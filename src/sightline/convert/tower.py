@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from sightline.convert.names import TOWER, rename, reverse
+from sightline.convert.shards import write_shards
 from sightline.convert.source import Source
-from sightline.convert.tensors import Stored, in_folder, write_shards
+from sightline.convert.tensors import Stored, in_folder
 from sightline.model.llm import fetched
 from sightline.model.reading import reading
 from sightline.model.save import write_json

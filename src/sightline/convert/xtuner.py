@@ -18,8 +18,9 @@ from sightline.convert.joined import finished, joined, llm_names, tower_name
 from sightline.convert.learned import Adapter, write_adapter
 from sightline.convert.lora import adapter_config, adapter_tensors, combined, merged
 from sightline.convert.names import XTUNER_PROJECTOR, rename, reverse
+from sightline.convert.shards import write_shards
 from sightline.convert.source import Source
-from sightline.convert.tensors import Stored, in_folder, write_shards
+from sightline.convert.tensors import Stored, in_folder
 from sightline.convert.tower import plain_processor
 from sightline.errors import ModelError
 from sightline.model.llamafy import RENAME

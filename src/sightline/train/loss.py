@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import nn
-from torch.nn.functional import cross_entropy
-from torch.utils.checkpoint import checkpoint
 from transformers import LlavaForConditionalGeneration
 
 from sightline.data.collate import Batch
-
-CHUNK = 4096
-"""Targets that go through the head at once: logits exist for so many positions, and not twice for the backward pass."""
+from sightline.train.head import head_loss
 
 
 class PackedLoss(nn.Module):
@@ -37,15 +31,8 @@ class PackedLoss(nn.Module):
             use_cache=False,
             sample_lengths=batch.sample_lengths,
         ).last_hidden_state[0, batch.predict_at]
-        pieces = zip(hidden.split(CHUNK), batch.target_ids.split(CHUNK), strict=True)
-        one = len(hidden) <= CHUNK
-        sums = [self._piece(h, t) if one else checkpoint(self._piece, h, t, use_reentrant=False) for h, t in pieces]
-        total: torch.Tensor = torch.stack(sums).sum()
-        return total
-
-    def _piece(self, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        logits: Any = self.model.lm_head(hidden)
-        return cross_entropy(logits.float(), targets, reduction="sum")
+        head = self.model.lm_head
+        return head_loss(hidden, head.weight, head.bias, batch.target_ids)
 
     @property
     def _vision_dtype(self) -> torch.dtype:
