@@ -33,7 +33,7 @@ COMMON: dict[str, Any] = {
     "optim.neftune_alpha": None,
     "optim.max_steps": None,
     "engine.dtype": "auto",
-    "engine.gradient_checkpointing": True,
+    "engine.gradient_checkpointing": "auto",  # theirs: always on
     "run.keep": 2,  # save_total_limit
 }
 

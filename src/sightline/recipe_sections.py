@@ -242,8 +242,11 @@ class EngineRecipe(Section):
     """auto, cpu, cuda, mps, npu or xpu; auto takes the first accelerator it finds."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """The precision of forward and backward; auto: bfloat16 where the device has it."""
-    gradient_checkpointing: bool = False
-    """Compute activations twice instead of keeping them: less memory, about a third more time."""
+    gradient_checkpointing: bool | Literal["auto"] = "auto"
+    """Compute activations twice instead of keeping them: less memory, about a third more time; auto: in as many layers
+    as the memory of an accelerator asks for, and in none on the CPU."""
+    compile: bool = False
+    """Let torch compile the layers of the language model: less time for a step on GPUs, minutes before the first."""
 
 
 class RunRecipe(Section):

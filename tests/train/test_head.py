@@ -7,7 +7,6 @@ import torch
 from torch.nn.functional import cross_entropy, linear
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sightline.train import head
 from sightline.train.head import head_loss
 
 ROWS, WIDTH, VOCABULARY = 23, 16, 40
@@ -34,10 +33,9 @@ def gradients(of: Parts) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize("rows", [1, 4, 22, 23, 99])
 @pytest.mark.parametrize("bias", [False, True], ids=["plain", "bias"])
-def test_pieces_give_what_torch_gives(monkeypatch: pytest.MonkeyPatch, rows: int, bias: bool) -> None:
-    monkeypatch.setitem(head.LOGITS, "cpu", rows * VOCABULARY)
+def test_pieces_give_what_torch_gives(rows: int, bias: bool) -> None:
     mine, wanted = parts(bias=bias), parts(bias=bias)
-    loss, expected = head_loss(*mine, TARGETS), theirs(*wanted)
+    loss, expected = head_loss(*mine, TARGETS, rows * VOCABULARY), theirs(*wanted)
     torch.testing.assert_close(loss, expected, rtol=1e-6, atol=0)
     # The loop divides by the number of targets: a slope of its own.
     (loss / 7).backward()
@@ -72,8 +70,7 @@ def test_under_autocast_products_are_as_torch_makes_them() -> None:
     torch.testing.assert_close(gradients(mine), gradients(wanted), rtol=2**-7, atol=2**-7)
 
 
-def test_the_logits_of_one_piece_exist_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(head.LOGITS, "cpu", 4 * VOCABULARY)
+def test_the_logits_of_one_piece_exist_at_a_time() -> None:
     rows: list[int] = []
 
     class Watch(TorchDispatchMode):
@@ -85,7 +82,7 @@ def test_the_logits_of_one_piece_exist_at_a_time(monkeypatch: pytest.MonkeyPatch
 
     hidden, weight, _ = parts(bias=False)
     with Watch():
-        head_loss(hidden, weight, None, TARGETS).backward()
+        head_loss(hidden, weight, None, TARGETS, 4 * VOCABULARY).backward()
     assert set(rows) <= {4, 3, WIDTH}, rows  # WIDTH: the weight, transposed
 
 

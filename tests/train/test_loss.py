@@ -90,7 +90,7 @@ def test_no_target_is_no_loss(model: Any) -> None:
 def test_the_model_is_told_the_borders_and_keeps_no_cache(model: Any) -> None:
     PackedLoss(model)(batch(IDS, AT, TARGETS), SEEN)
     told = model.model.keywords
-    assert told["sample_lengths"] == (8,) and told["use_cache"] is False
+    assert tuple(told["sample_lengths"]) == (8,) and told["use_cache"] is False
     assert told["position_ids"].tolist() == [list(range(8))]
 
 

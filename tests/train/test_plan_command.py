@@ -15,7 +15,7 @@ from sightline.cli import main
 from sightline.model.estimate import operations, parameters
 from sightline.model.estimate_fit import GIB, gpu_named
 from sightline.model.estimate_memory import Memory
-from sightline.recipe import load_recipe
+from sightline.recipe import Recipe, load_recipe
 from sightline.recipes import shipped
 from sightline.train import forecast
 from sightline.train.forecast import packs_of
@@ -52,7 +52,7 @@ def test_every_shipped_recipe_can_be_planned_offline(name: str) -> None:
 @pytest.mark.parametrize("name", PROMISED)
 def test_the_20_gb_that_xtuner_promises_for_llama_3(name: str) -> None:
     """Both stages of LLaVA-Llama-3-8B on one card of 20 GB are the seeds' promise; ours need less than 13 GiB."""
-    recipe = load_recipe(name)
+    recipe = load_recipe(name, ["engine.gradient_checkpointing=true"])
     assert recipe.tune.quantized and (recipe.model.llm or "").endswith("Meta-Llama-3-8B-Instruct")
     packs = packs_of(2048, guess_rows(recipe), recipe.batch.max_length, (576, 1))
     for memory in (rehearse(recipe, pack, torch.bfloat16) for pack in packs):
@@ -64,7 +64,7 @@ def test_what_does_not_fit_comes_with_a_change_that_does(capsys: pytest.CaptureF
     made = planned(capsys, "llava_v15_7b_finetune", "--gpu", "4090")
     assert not made["fits"] and made["largest_pack"] is None and made["card"] > 80
     ((override, _),) = made["changes"]
-    changed = load_recipe("llava_v15_7b_finetune", [override])
+    changed = load_recipe("llava_v15_7b_finetune", [override, "engine.gradient_checkpointing=true"])
     packs = packs_of(2048, guess_rows(changed), 2048, (576, 1))
     assert all(rehearse(changed, pack, torch.bfloat16).total <= gpu_named("4090").room for pack in packs)
 
@@ -178,3 +178,16 @@ def test_a_model_with_windows_and_full_attention_is_rehearsed(tmp_path: Path) ->
     (tmp_path / "config.json").write_text(json.dumps(settings | {"sliding_window": 16}))
     recipe = load_recipe("llava_v15_7b_finetune", [f"model.llm={tmp_path}"])
     assert rehearse(recipe, PackShape((700,), 100, 1), torch.bfloat16).activations > 0
+
+
+def test_as_many_layers_recompute_as_the_device_asks_for(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def made_up(recipe: Recipe, pack: PackShape, dtype: torch.dtype) -> Memory:
+        return Memory(13e9, 1e8, 2e8, 2e9 if recipe.engine.gradient_checkpointing else 20e9, 0)
+
+    monkeypatch.setattr(forecast, "rehearse", made_up)
+    made = {gpu: planned(capsys, "llava_v15_7b_finetune", "tune.llm=lora", "--gpu", gpu) for gpu in ("h100", "4090")}
+    assert made["h100"]["recomputed"] == 0 < made["4090"]["recomputed"] <= made["4090"]["layers"] == 32
+    assert made["4090"]["fits"] and made["4090"]["least"] == made["h100"]["least"]
+    assert made["4090"]["tflop_per_row_executed"] > made["h100"]["tflop_per_row_executed"]

@@ -66,7 +66,7 @@ def measured_peak(recipe: Recipe, pack: PackShape, dtype: torch.dtype, trace: Pa
         model.model.vision_tower.embeddings.position_ids = torch.arange(positions.shape[-1])[None]
         rotary = model.model.language_model.rotary_emb
         rotary.inv_freq = rotary.original_inv_freq = torch.ones(rotary.inv_freq.shape)
-        if recipe.engine.gradient_checkpointing:
+        if recipe.engine.gradient_checkpointing is True:
             model.model.language_model.activation_checkpointing_enable({"use_reentrant": False})
         optimizer = make_optimizer(groups, recipe.optim)
         module = PackedLoss(model).train()

@@ -14,6 +14,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.masking_utils import AttentionMaskInterface
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from sightline.devices import look
 from sightline.errors import ModelError
@@ -39,6 +40,34 @@ def packed_attention(model: PreTrainedModel) -> Iterator[None]:
         model.set_attn_implementation({"text_config": before})
 
 
+class Lengths(Sequence[int]):
+    """The lengths of a pack's samples, into which torch.compile does not look.
+
+    It makes new code for each tuple of ints that it meets, and each pack has one of its own.
+    """
+
+    def __init__(self, lengths: Sequence[int]) -> None:
+        self.lengths = tuple(lengths)
+
+    def __getitem__(self, at: Any) -> Any:
+        return self.lengths[at]
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+
+def compile_layers(model: PreTrainedModel) -> None:
+    """Let torch compile the parts of the language model's layers when they are first used, but for attention itself.
+
+    Parts, because what is computed a second time for the backward pass is not looked into by the compiler as a whole.
+    `forward` must then be given `Lengths`.
+    """
+    AttentionInterface.register(NAME, torch.compiler.disable(_attend))
+    for layer in model.model.language_model.layers:
+        for part in layer.children():
+            part.compile(dynamic=True)
+
+
 def objection(llm: PreTrainedModel) -> str | None:
     """Why the samples of a pack cannot be kept apart in a language model, which lies on the meta device.
 
@@ -60,8 +89,9 @@ def objection(llm: PreTrainedModel) -> str | None:
 
 
 def _register() -> None:
-    AttentionInterface.register(NAME, _attend)
-    AttentionMaskInterface.register(NAME, _no_mask)
+    if NAME not in ALL_ATTENTION_FUNCTIONS:
+        AttentionInterface.register(NAME, _attend)
+        AttentionMaskInterface.register(NAME, _no_mask)
 
 
 def _no_mask(

@@ -125,7 +125,7 @@ def possible_changes(recipe: Recipe, largest: int | None = None) -> list[Change]
     smaller = max(shortest, largest or 0)
     if smaller < budget:
         offer({"batch.pack_tokens": smaller}, "the same result, with more and smaller micro-batches")
-    if not recipe.engine.gradient_checkpointing:
+    if recipe.engine.gradient_checkpointing is not True:
         offer({"engine.gradient_checkpointing": True}, "the same result, in about a third more time")
     if recipe.optim.optimizer == "adamw":
         offer({"optim.optimizer": "adamw_8bit"}, "nearly the same result; needs the extra quantize")

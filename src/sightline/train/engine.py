@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 from accelerate import Accelerator
@@ -11,12 +11,15 @@ from accelerate.state import AcceleratorState, PartialState
 
 from sightline.data.collate import Batch
 from sightline.devices import Wishes
+from sightline.model.attention import compile_layers
 from sightline.model.load import VLM
 from sightline.model.tune import Group, settle
 from sightline.recipe import Recipe
 from sightline.runtime import pick, world_size
+from sightline.train.head import PIECE, PIECE_ON_CPU
 from sightline.train.loss import PackedLoss
 from sightline.train.optim import make_optimizer
+from sightline.train.recompute import recompute
 
 
 def meet(device: torch.device) -> None:
@@ -28,7 +31,8 @@ def meet(device: torch.device) -> None:
 class Engine:
     """The model, its optimiser and the device."""
 
-    def __init__(self, vlm: VLM, groups: Sequence[Group], recipe: Recipe) -> None:
+    def __init__(self, vlm: VLM, groups: Sequence[Group], recipe: Recipe, *, recomputed: int = 0) -> None:
+        """`recomputed`: in how many layers of the language model activations are computed twice instead of kept."""
         self.choice = pick(Wishes(device=recipe.engine.device, dtype=recipe.engine.dtype, training=True))
         device, dtype = torch.device(self.choice.device), getattr(torch, self.choice.dtype)
         precision = {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(dtype, "no")
@@ -39,9 +43,12 @@ class Engine:
         self.groups = groups
         self.clip = recipe.optim.clip_grad
         settle(vlm.model, dtype)
-        if recipe.engine.gradient_checkpointing:
-            vlm.model.model.language_model.activation_checkpointing_enable({"use_reentrant": False})
-        module = PackedLoss(vlm.model).to(self.accelerator.device)
+        recompute(vlm.model.model.language_model, recomputed)
+        self.compiled = recipe.engine.compile
+        if self.compiled:
+            compile_layers(vlm.model)
+        piece = PIECE_ON_CPU if device.type == "cpu" else PIECE
+        module = PackedLoss(vlm.model, piece=piece).to(self.accelerator.device)
         module.train()
         optimizer = make_optimizer(groups, recipe.optim, fused=self.choice.fused_adamw)
         self.module, self.optimizer = self.accelerator.prepare(module, optimizer)
@@ -104,7 +111,8 @@ class Engine:
         """The model as it answers between two steps: nothing drops out, in the precision of training."""
         self.module.eval()
         try:
-            with self.accelerator.autocast():
+            plain = torch.compiler.set_stance("force_eager") if self.compiled else nullcontext()
+            with plain, self.accelerator.autocast():
                 yield self.vlm
         finally:
             self.module.train()

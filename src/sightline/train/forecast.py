@@ -9,11 +9,22 @@ import torch
 
 from sightline.errors import RecipeError
 from sightline.model.estimate import Part, operations, parameters
-from sightline.model.estimate_fit import GIB, USABLE, Gpu, advise, budget_of, cards_needed, gpus, largest_budget
+from sightline.model.estimate_fit import (
+    GIB,
+    USABLE,
+    Gpu,
+    advise,
+    budget_of,
+    cards_needed,
+    changed,
+    gpus,
+    largest_budget,
+)
 from sightline.model.estimate_fit import peak_flops as known_peak
 from sightline.model.estimate_memory import Memory
 from sightline.recipe import Recipe
 from sightline.train.plan_rows import Rows
+from sightline.train.recompute import between, fewest
 from sightline.train.rehearse import PackShape, fill, rehearse, tuned
 
 CARDS = (8, 12, 16, 20, 24, 32, 40, 48, 64, 80, 96, 141, 192)
@@ -36,6 +47,12 @@ class Forecast:
     pack_tokens: int
     memory: Memory
     """On each device, with the pack of so many tokens that needs most."""
+    layers: int
+    """Of the language model."""
+    recomputed: int
+    """Of these, the ones that compute their activations twice."""
+    least: float
+    """Bytes with all of them computed twice, where the recipe leaves that open; else those of `memory`."""
     card: int | None
     """The smallest size of card that holds it, in GB."""
     fits: bool
@@ -64,14 +81,18 @@ def forecast(recipe: Recipe, rows: Rows, gpu: Gpu, *, count: int, mfu: float) ->
     rehearsal = _Rehearsal(
         rows, recipe.batch.max_length, (blank.tokens_per_image, blank.tiles_per_image), recipe, count
     )
-    memory = rehearsal.fullest(recipe, budget)
+    layers = blank.model.config.text_config.num_hidden_layers
+    memory, recomputed = rehearsal.settled(recipe, budget, gpu.room, layers)
+    if recipe.engine.gradient_checkpointing == "auto":
+        recipe = changed(recipe, {"engine.gradient_checkpointing": True})
+    least = rehearsal.fullest(recipe, budget).total
     kept = memory.weights + memory.gradients + memory.optimizer
     fits = memory.total <= gpu.room
     largest = rehearsal.largest(recipe, gpu.room) if kept < gpu.room else None
     changes = None if fits else advise(recipe, rehearsal.total, gpu.room, largest)
-    cost = executed = rows.operations(ideal, blank.tiles_per_image)
-    if recipe.engine.gradient_checkpointing:
-        executed = rows.operations(operations(blank.model, recompute=True), blank.tiles_per_image)
+    cost = rows.operations(ideal, blank.tiles_per_image)
+    twice = rows.operations(operations(blank.model, recompute=True), blank.tiles_per_image)
+    executed = cost + (twice - cost) * recomputed / layers
     speed = None if gpu.tflops is None else gpu.tflops * 1e12 * mfu * count / executed
     hours = None if speed is None or rows.count is None else rows.count / speed / 3600
     return Forecast(
@@ -82,11 +103,14 @@ def forecast(recipe: Recipe, rows: Rows, gpu: Gpu, *, count: int, mfu: float) ->
         max_length=recipe.batch.max_length,
         pack_tokens=budget,
         memory=memory,
-        card=next((size for size in CARDS if memory.total <= size * GIB * USABLE), None),
+        layers=layers,
+        recomputed=recomputed,
+        least=least,
+        card=next((size for size in CARDS if least <= size * GIB * USABLE), None),
         fits=fits,
         largest_pack=largest,
         changes=tuple((" ".join(change.overrides), change.price) for change in changes or ()),
-        spread_over=None if fits else cards_needed(kept, memory.total - kept, gpu.room),
+        spread_over=None if fits else cards_needed(kept, least - kept, gpu.room),
         rows=rows,
         tflop_per_row=cost / 1e12,
         tflop_per_row_executed=executed / 1e12,
@@ -95,6 +119,14 @@ def forecast(recipe: Recipe, rows: Rows, gpu: Gpu, *, count: int, mfu: float) ->
         hours=None if hours is None else hours * recipe.optim.epochs,
         steps_per_epoch=None if rows.count is None else -(-rows.count // recipe.batch.global_batch),
     )
+
+
+def layers_recomputed(recipe: Recipe, rows: Rows, layers: int, *, room: float, count: int) -> int:
+    """In how many layers of the language model a run on `count` devices with `room` bytes has to recompute."""
+    blank, _ = tuned(recipe)
+    image = blank.tokens_per_image, blank.tiles_per_image
+    rehearsal = _Rehearsal(rows, recipe.batch.max_length, image, recipe, count)
+    return rehearsal.settled(recipe, budget_of(recipe), room, layers)[1]
 
 
 class _Rehearsal:
@@ -109,6 +141,17 @@ class _Rehearsal:
     def fullest(self, recipe: Recipe, tokens: int) -> Memory:
         """Memory of the pack of so many tokens that needs most."""
         return max(self._each(recipe, self.packs(tokens)), key=lambda memory: memory.total)
+
+    def settled(self, recipe: Recipe, tokens: int, room: float, layers: int) -> tuple[Memory, int]:
+        """The same with as many layers computed twice as the recipe says, or as the room asks for; and how many."""
+        wish = recipe.engine.gradient_checkpointing
+        if wish != "auto":
+            return self.fullest(recipe, tokens), layers if wish else 0
+        kept, twice = (
+            self.fullest(changed(recipe, {"engine.gradient_checkpointing": each}), tokens) for each in (False, True)
+        )
+        number = fewest(kept.total, twice.total, room, layers)
+        return between(kept, twice, number, layers), number
 
     def total(self, recipe: Recipe) -> float:
         return self.fullest(recipe, budget_of(recipe)).total
@@ -157,3 +200,11 @@ def gpu_here() -> Gpu:
     properties = torch.cuda.get_device_properties(0)
     peak = known_peak(properties.name)
     return Gpu("here", properties.name, properties.total_memory / GIB, None if peak is None else peak / 1e12)
+
+
+def room_on(device: torch.device) -> float | None:
+    """Bytes that a run can fill there; None for the host's memory, which others use as well."""
+    if device.type in ("cpu", "mps"):
+        return None
+    total = torch.get_device_module(device).mem_get_info(device)[1]
+    return float(total) * USABLE

@@ -13,24 +13,29 @@ import torch
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 
-LOGITS = {"cpu": 2**24}
-"""Logits of a piece, by type of device: on a CPU few enough to stay near its caches, ..."""
+PIECE = 2**26
+"""Logits of a piece: enough for matrix products of full speed, 256 MB in float32."""
 
-LOGITS_ELSEWHERE = 2**27
-"""... elsewhere many enough for matrix products of full speed: 512 MB in float32."""
+PIECE_ON_CPU = 2**24
+"""The same where a quarter is as fast."""
 
 
 def head_loss(
-    hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, targets: torch.Tensor
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    targets: torch.Tensor,
+    piece: int = PIECE,
 ) -> torch.Tensor:
     """hidden [N, width], weight [vocabulary, width], targets int64 [N] -> scalar, summed over N.
 
-    Products are in the format of autocast, where it is on; softmax and sum in float32 at least.
+    `piece`: how many logits exist at a time. Products are in the format of autocast, where it is on; softmax and sum in
+    float32 at least.
     """
     device = hidden.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
     with torch.autocast(device, enabled=False):
-        result: torch.Tensor = _HeadLoss.apply(hidden, weight, bias, targets, dtype)
+        result: torch.Tensor = _HeadLoss.apply(hidden, weight, bias, targets, dtype, max(1, piece // len(weight)))
     return result
 
 
@@ -43,6 +48,7 @@ class _HeadLoss(torch.autograd.Function):
         bias: torch.Tensor | None,
         targets: torch.Tensor,
         dtype: torch.dtype,
+        rows: int,
     ) -> torch.Tensor:
         for_hidden, for_weight, for_bias, *_ = ctx.needs_input_grad
         w, b = weight.to(dtype), None if bias is None else bias.to(dtype)
@@ -51,7 +57,6 @@ class _HeadLoss(torch.autograd.Function):
         d_bias = torch.zeros_like(bias) if for_bias and bias is not None else None
         full = torch.promote_types(dtype, torch.float32)
         total = torch.zeros((), dtype=full, device=hidden.device)
-        rows = max(1, LOGITS.get(hidden.device.type, LOGITS_ELSEWHERE) // len(weight))
         for at in range(0, len(hidden), rows):
             h, t = hidden[at : at + rows].to(dtype), targets[at : at + rows, None]
             logits = linear(h, w, b).to(full)
@@ -78,4 +83,4 @@ class _HeadLoss(torch.autograd.Function):
         # In place: nobody else holds them, and those of a head are as large as the head.
         found = [None if gradient is None else gradient.mul_(slope) for gradient in ctx.gradients]
         del ctx.gradients
-        return (*found, None, None)
+        return (*found, None, None, None)

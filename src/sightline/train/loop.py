@@ -31,7 +31,7 @@ from sightline.model.weights import (
     load_weights,
 )
 from sightline.recipe import Recipe, dump_recipe
-from sightline.runtime import console, pick_device, pick_dtype, say, seed_everything, versions
+from sightline.runtime import console, pick_device, pick_dtype, say, seed_everything, versions, world_size
 from sightline.train.checkpoint import (
     State,
     check_data,
@@ -44,9 +44,11 @@ from sightline.train.checkpoint import (
     sweep,
 )
 from sightline.train.engine import Engine, meet
+from sightline.train.forecast import layers_recomputed, room_on
 from sightline.train.metrics import Log, summary_writer
 from sightline.train.noise import noisy_embeddings
 from sightline.train.optim import check_optimizer, lr_scale, set_rates
+from sightline.train.plan_rows import rows_of
 from sightline.train.report import read_run, write_report
 from sightline.train.work import Work, peak_of
 
@@ -91,7 +93,7 @@ def train(
     if recipe.tune.quantized:
         quantize(vlm.model, recipe.tune, device=device, dtype=dtype)
     groups = apply_tuning(vlm.model, recipe.tune, recipe.optim)
-    engine = Engine(vlm, groups, recipe)
+    engine = Engine(vlm, groups, recipe, recomputed=_recomputed(recipe, dataset, vlm, device))
     if state is not None:
         # Now that learning tensors have full precision: the model's files may have half of it.
         load_weights(state.folder, vlm.model)
@@ -196,6 +198,23 @@ def _find_state(run: Path, resume: str | None, recipe: Recipe) -> State | None:
     if not of_this_run and (checkpoints(run) or any((run / name).exists() for name in ("hf", LEARNED))):
         raise CheckpointError(f"{run} already holds a run; go on with --resume, or choose another --work-dir")
     return state
+
+
+def _recomputed(recipe: Recipe, dataset: Dataset, vlm: VLM, device: torch.device) -> int:
+    """In how many layers of the language model activations are computed twice instead of kept."""
+    wish, layers = recipe.engine.gradient_checkpointing, int(vlm.model.config.text_config.num_hidden_layers)
+    if wish != "auto":
+        return layers if wish else 0
+    if (room := room_on(device)) is None:
+        return 0
+    try:
+        number = layers_recomputed(recipe, rows_of(dataset), layers, room=room, count=world_size())
+    except UserError as error:
+        say(f"how much memory a step takes cannot be told ({error}): all layers compute their activations twice")
+        return layers
+    if number:
+        say(f"to fit into memory, {number} of {layers} layers compute their activations twice")
+    return number
 
 
 def _all_packs(plan: Plan, engine: Engine, budget: int, start: int) -> Iterator[Pack]:

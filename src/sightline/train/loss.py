@@ -7,7 +7,8 @@ from torch import nn
 from transformers import LlavaForConditionalGeneration
 
 from sightline.data.collate import Batch
-from sightline.train.head import head_loss
+from sightline.model.attention import Lengths
+from sightline.train.head import PIECE, head_loss
 
 
 class PackedLoss(nn.Module):
@@ -16,9 +17,11 @@ class PackedLoss(nn.Module):
     A module, because engines wrap modules.
     """
 
-    def __init__(self, model: LlavaForConditionalGeneration) -> None:
+    def __init__(self, model: LlavaForConditionalGeneration, *, piece: int = PIECE) -> None:
+        """`piece`: how many logits exist at a time."""
         super().__init__()
         self.model = model
+        self.piece = piece
 
     def forward(self, batch: Batch, pixel_values: torch.Tensor) -> torch.Tensor:
         hidden = self.model.model(
@@ -29,10 +32,10 @@ class PackedLoss(nn.Module):
             **({"image_sizes": batch.image_sizes} if batch.image_sizes else {}),
             # With a cache transformers takes the packed samples for one: they would see each other.
             use_cache=False,
-            sample_lengths=batch.sample_lengths,
+            sample_lengths=Lengths(batch.sample_lengths),
         ).last_hidden_state[0, batch.predict_at]
         head = self.model.lm_head
-        return head_loss(hidden, head.weight, head.bias, batch.target_ids)
+        return head_loss(hidden, head.weight, head.bias, batch.target_ids, self.piece)
 
     @property
     def _vision_dtype(self) -> torch.dtype:

@@ -61,6 +61,8 @@ def _memory(made: Forecast) -> Table:
 def _verdict(name: str, made: Forecast) -> list[str]:
     """Whether it fits, how much more would, and what to do if it does not."""
     lines = []
+    if made.recomputed:
+        lines.append(f"gradient checkpointing: {made.recomputed} of {made.layers} layers compute activations twice")
     share = f"{made.gpu.gib:g} GB, of which a run can fill {USABLE:.0%}"
     if made.fits:
         lines.append(f"fits on {made.gpu.name} ({share})")
@@ -69,9 +71,7 @@ def _verdict(name: str, made: Forecast) -> list[str]:
     if made.card is not None:
         lines.append(f"the smallest card that holds it has {made.card} GB")
     if (promised := PROMISED.get(name)) is not None:
-        lines.append(
-            f"XTuner promises {promised} GB for this recipe; Sightline needs {made.memory.total / GIB:.1f} GiB"
-        )
+        lines.append(f"XTuner promises {promised} GB for this recipe; Sightline needs {made.least / GIB:.1f} GiB")
     if made.largest_pack is not None and made.largest_pack >= made.max_length:
         lines.append(f"largest pack that fits: batch.pack_tokens={made.largest_pack} (now {made.pack_tokens})")
     elif made.largest_pack is not None:

@@ -8,7 +8,7 @@ from pathlib import PurePath
 
 import numpy as np
 
-from sightline.data.dataset import open_dataset
+from sightline.data.dataset import Dataset, open_dataset
 from sightline.data.layouts import KnownFile, known_entries, known_sets
 from sightline.errors import RecipeError
 from sightline.model.estimate import Operations
@@ -72,9 +72,12 @@ def read_rows(recipe: Recipe) -> Rows:
     """Index the data, as training does before its first step."""
     from sightline.model.assemble import make_prompter
 
-    data = open_dataset(
-        recipe.data, make_prompter(recipe.model), recipe.batch.max_length, console, seed=recipe.run.seed
-    )
+    prompter = make_prompter(recipe.model)
+    return rows_of(open_dataset(recipe.data, prompter, recipe.batch.max_length, console, seed=recipe.run.seed))
+
+
+def rows_of(data: Dataset) -> Rows:
+    """What is in an indexed data set."""
     lengths, which, number = np.unique(data.tokens, return_inverse=True, return_counts=True)
     targets, images = (np.bincount(which, weights=values) / number for values in (data.targets, data.images))
     kinds = zip(number / len(data), lengths, targets, images, strict=True)

@@ -25,6 +25,7 @@ from sightline.model.estimate_models import Blank, blank_model
 from sightline.model.tune import Group, apply_tuning
 from sightline.recipe import Recipe
 from sightline.train.loss import PackedLoss
+from sightline.train.recompute import recompute
 
 SHALLOW = (2, 3)
 """Layers of the two models that stand for deeper ones."""
@@ -100,8 +101,8 @@ def _watched(recipe: Recipe, pack: PackShape, dtype: torch.dtype, layers: int) -
 
 def _step(blank: Blank, recipe: Recipe, pack: PackShape, dtype: torch.dtype, watch: Watch) -> tuple[Peak, Peak]:
     model = blank.model
-    if recipe.engine.gradient_checkpointing:
-        model.model.language_model.activation_checkpointing_enable({"use_reentrant": False})
+    if recipe.engine.gradient_checkpointing is True:
+        recompute(model.model.language_model, model.config.text_config.num_hidden_layers)
     module = PackedLoss(model)
     module.train()
     side = model.config.vision_config.image_size
