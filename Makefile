@@ -3,7 +3,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
-.PHONY: install demo check test test-slow test-clients bench clean
+.PHONY: install demo check test test-slow test-clients bench bench-gpu clean
 
 install: .venv/.installed
 
@@ -32,6 +32,10 @@ test-clients: install
 # Races Sightline against other trainers on this machine; builds an environment for each under .venv-clients/ first.
 bench: install
 	$(BIN)/python bench/race/race.py
+
+# At full size on one GPU, on made-up weights, beside transformers' Trainer.
+bench-gpu: install
+	$(BIN)/python bench/gpu/gpu.py
 
 check: install
 	$(BIN)/ruff check .

@@ -14,7 +14,7 @@ from transformers.models.llama.modeling_llama import eager_attention_forward
 
 from sightline.errors import ModelError
 from sightline.model.assemble import assemble, make_prompter
-from sightline.model.attention import NAME, _attend, packed_attention
+from sightline.model.attention import NAME, _alike, _attend, packed_attention
 from sightline.recipe import ModelRecipe
 
 LENGTHS = (1, 7, 12, 2)
@@ -62,6 +62,16 @@ def test_a_sample_does_not_depend_on_its_neighbours() -> None:
     after, _ = _attend(torch.nn.Module(), *states, None, sample_lengths=LENGTHS)
     assert torch.equal(before[:, :8], after[:, :8]) and torch.equal(before[:, 20:], after[:, 20:])
     assert not torch.allclose(before[:, 8:20], after[:, 8:20])
+
+
+def test_half_precision_is_that_of_autocast() -> None:
+    """Weights that learn rotate queries and keys in float32: all three would reach the flash kernel in two formats."""
+    states = [random_states(2).detach() for _ in range(2)]
+    value = random_states(2).detach().bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert {state.dtype for state in _alike(*states, value)} == {torch.bfloat16}
+        assert _attend(torch.nn.Module(), *states, value, None, sample_lengths=LENGTHS)[0].dtype == torch.bfloat16
+    assert [state.dtype for state in _alike(*states, value)] == [torch.float32, torch.float32, torch.bfloat16]
 
 
 @pytest.mark.parametrize("lengths", [(21,), (10, 11), (10, 13)])

@@ -127,6 +127,7 @@ def _attend(
     if sample_lengths is None:
         raise ModelError("cannot be trained, because it does not tell its attention where the samples of a pack end")
     assert query.shape[0] == 1 and sum(sample_lengths) == query.shape[2], (query.shape, sample_lengths)
+    query, key, value = _alike(query, key, value)
     half = query.dtype in (torch.float16, torch.bfloat16)
     if query.is_cuda and half and not dropout and any(facts.varlen for facts in look()):
         return _varlen(query, key, value, sample_lengths, scaling, sliding_window), None
@@ -139,6 +140,17 @@ def _attend(
             )
         )
     return torch.cat(pieces, dim=2).transpose(1, 2).contiguous(), None
+
+
+def _alike(*states: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """In the format of autocast, where it is on: weights that learn are in float32, and with them what rotates q and k.
+
+    torch's own attention would be cast so by autocast itself; the flash kernel would not, and wants half precision.
+    """
+    device = states[0].device.type
+    if not torch.is_autocast_enabled(device):
+        return states
+    return tuple(state.to(torch.get_autocast_dtype(device)) for state in states)
 
 
 def _band(query: torch.Tensor, window: int | None) -> torch.Tensor | None:
