@@ -117,6 +117,10 @@ def test_no_file_over_320_lines() -> None:
         ("import sightline.cli; sightline.cli.main(['--help'])", {"torch", "transformers", "pydantic", "yaml"}),
         ("import sightline.cli; sightline.cli.main(['recipe', 'check', 'llava_v15_7b_pretrain'])", {"torch"}),
         ("import sightline.cli; sightline.cli.main(['list-cfg'])", {"torch", "pydantic"}),
+        (
+            "import sightline.cli\nfor name in sightline.cli.COMMANDS: sightline.cli.main([*name.split(), '--help'])",
+            {"torch", "transformers", "pandas", "fastapi"},
+        ),
     ],
 )
 def test_light_imports_stay_light(statement: str, absent: set[str]) -> None:
