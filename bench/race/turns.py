@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from typing import Any
 
 PIPE = "RACE_PIPE"
@@ -15,27 +16,37 @@ def report(**facts: Any) -> None:
     os.write(int(os.environ[PIPE]), (json.dumps(facts) + "\n").encode())
 
 
-def report_steps_of_trainer() -> None:
-    """Let every trainer of transformers, and what is built on it, report the loss and targets of each step."""
-    from transformers import Trainer
+def over_targets(losses: Sequence[float], targets: Sequence[int]) -> float:
+    """The mean over all targets, from the means of passes with so many each."""
+    return sum(loss * count for loss, count in zip(losses, targets, strict=True)) / sum(targets)
 
-    plain = Trainer.training_step
-    done: dict[str, float] = {"loss": 0.0, "targets": 0, "passes": 0}
+
+def report_steps_of_trainer(alike: int | None = None) -> None:
+    """Let every trainer of transformers, and what is built on it, report the loss and targets of each step.
+
+    `alike`: how many passes a step has, told for a trainer that weighs passes alike, not by their targets; what is
+    reported is the mean over targets nevertheless.
+    """
+    from transformers import Trainer
+    from transformers.trainer_callback import CallbackHandler
+
+    plain, plain_end = Trainer.training_step, CallbackHandler.on_step_end
+    losses: list[float] = []
+    targets: list[int] = []
 
     def training_step(self: Any, model: Any, inputs: Any, *rest: Any, **named: Any) -> Any:
-        done["targets"] += int((inputs["labels"][:, 1:] != -100).sum())
+        targets.append(int((inputs["labels"][:, 1:] != -100).sum()))
         result = plain(self, model, inputs, *rest, **named)
-        done["loss"] += float(result.detach())
-        done["passes"] += 1
+        losses.append(float(result.detach()))
         return result
 
     def on_step_end(self: Any, *args: Any, **named: Any) -> Any:
-        report(**done)
-        done.update(loss=0.0, targets=0, passes=0)
+        # A pass returns its share of the step's loss.
+        loss = over_targets(losses, targets) * alike if alike else sum(losses)
+        report(loss=loss, targets=sum(targets), passes=len(losses))
+        losses.clear()
+        targets.clear()
         return plain_end(self, *args, **named)
 
-    from transformers.trainer_callback import CallbackHandler
-
-    plain_end = CallbackHandler.on_step_end
     Trainer.training_step = training_step
     CallbackHandler.on_step_end = on_step_end

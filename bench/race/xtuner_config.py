@@ -5,17 +5,12 @@ from mmengine.dataset import DefaultSampler
 from mmengine.optim import OptimWrapper
 from peft import LoraConfig
 from torch.optim import AdamW
-from transformers import AutoModelForCausalLM, AutoTokenizer, CLIPImageProcessor, CLIPVisionModel
+from transformers import AutoModelForCausalLM, CLIPImageProcessor, CLIPVisionModel
 from xtuner.dataset import LLaVADataset
 from xtuner.dataset.collate_fns import default_collate_fn
-from xtuner.dataset.map_fns import llava_map_fn, template_map_fn_factory
 from xtuner.engine.runner import TrainLoop
 from xtuner.model import LLaVAModel
-from xtuner.utils import PROMPT_TEMPLATE
 
-tokenizer = dict(
-    type=AutoTokenizer.from_pretrained, pretrained_model_name_or_path="FOLDER/xtuner", padding_side="right"
-)
 image_processor = dict(
     type=CLIPImageProcessor.from_pretrained, pretrained_model_name_or_path="FOLDER/xtuner/visual_encoder"
 )
@@ -38,13 +33,9 @@ train_dataloader = dict(
     pin_memory=False,
     dataset=dict(
         type=LLaVADataset,
-        data_path="FOLDER/rows.json",
+        offline_processed_text_folder="WORK/texts",
         image_folder="FOLDER/images",
-        tokenizer=tokenizer,
         image_processor=image_processor,
-        dataset_map_fn=llava_map_fn,
-        template_map_fn=dict(type=template_map_fn_factory, template=PROMPT_TEMPLATE.vicuna),
-        max_length=2048,
         pad_image_to_square=False,
     ),
     sampler=dict(type=DefaultSampler, shuffle=False),
@@ -52,7 +43,7 @@ train_dataloader = dict(
 )
 optim_wrapper = dict(
     type=OptimWrapper,
-    optimizer=dict(type=AdamW, lr=1e-4, weight_decay=0.0),
+    optimizer=dict(type=AdamW, lr=1e-4, weight_decay=0.0, fused=True),
     clip_grad=dict(max_norm=1.0),
     accumulative_counts="PASSES",
 )
