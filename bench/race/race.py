@@ -5,7 +5,8 @@
 
 All racers of a mode are started and held (SIGSTOP); then each in turn runs on alone for a few steps, round after round,
 so that what else the machine does meets all of them. Before a racer counts, its first loss and its number of targets
-must be Sightline's: to 1e-4, and exactly.
+must be Sightline's: to 1e-4, and exactly. With --keep-going one that cannot be built, does not start or ends is left
+out, and the results say why.
 """
 
 from __future__ import annotations
@@ -43,10 +44,21 @@ RACERS: dict[str, tuple[str | None, list[str]]] = {
     "transformers Trainer, row by row": ("race-transformers", ["racer_trainer.py", "trainer", "1"]),
     "TRL SFTTrainer, batches of 8": ("race-trl", ["racer_trainer.py", "trl", "8"]),
     "TRL SFTTrainer, row by row": ("race-trl", ["racer_trainer.py", "trl", "1"]),
+    "ms-swift, batches of 8": ("race-swift", ["racer_swift.py", "8"]),
+    "ms-swift, row by row": ("race-swift", ["racer_swift.py", "1"]),
+    "LLaMA-Factory, batches of 8": ("race-factory", ["racer_factory.py", "8"]),
+    "LLaMA-Factory, row by row": ("race-factory", ["racer_factory.py", "1"]),
     "XTuner 0.2, batches of 8": ("xtuner", ["racer_xtuner.py", "8"]),
     "XTuner 0.2, row by row": ("xtuner", ["racer_xtuner.py", "1"]),
 }
 """Name -> environment (none: the one that runs this), script and what it is told besides folder, mode and work dir."""
+
+ALIKE = "weighs rows alike, not targets, so that its later losses are others"
+REMARKS = {"LLaMA-Factory, row by row": ALIKE, "XTuner 0.2, row by row": ALIKE}
+
+
+class Ended(Exception):
+    """A racer is no more; the message is the end of what it said."""
 
 
 @dataclass
@@ -68,7 +80,7 @@ class Racer:
         for _ in range(steps):
             line = self.reports.readline()
             if not line:
-                raise SystemExit(f"{self.name} ended; the end of {self.log}:\n{self.log.read_text()[-2000:]}")
+                raise Ended(self.log.read_text(errors="replace").strip()[-2000:])
             self.steps.append(json.loads(line))
         seconds = time.perf_counter() - begun
         os.killpg(self.process.pid, signal.SIGSTOP)
@@ -87,7 +99,10 @@ class Racer:
 
 def start(name: str, folder: Path, mode: str, work: Path) -> Racer:
     environment, (script, *told) = RACERS[name]
-    python = sys.executable if environment is None else environments.python_of(environment)
+    try:
+        python = sys.executable if environment is None else environments.python_of(environment)
+    except subprocess.CalledProcessError as error:
+        raise Ended(f"its environment cannot be built: {error}") from error
     receive, send = os.pipe()
     log = work / f"{name}-{mode}.log"
     settings = {turns.PIPE: str(send), "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": str(os.cpu_count())}
@@ -104,21 +119,42 @@ def start(name: str, folder: Path, mode: str, work: Path) -> Racer:
     return Racer(name, process, os.fdopen(receive), log)
 
 
-def race(names: Sequence[str], mode: str, folder: Path, work: Path, rounds: int, steps: int) -> dict[str, Any]:
+def race(
+    names: Sequence[str], mode: str, folder: Path, work: Path, rounds: int, steps: int, keep_going: bool
+) -> dict[str, Any]:
+    """Name -> what `result` says, or `failed`: why it is left out (never the first, whom all are compared with)."""
     tokens = [len(row["ids"]) for row in json.loads((folder / "tokens.json").read_text())]
-    racers: list[Racer] = []
+    racers: dict[str, Racer] = {}
+    failed: dict[str, str] = {}
+
+    def leave_out(name: str, why: Ended) -> None:
+        print(f"{mode}: {name} ended: {why}", flush=True)
+        if name == names[0] or not keep_going:
+            raise SystemExit(f"{name} ended; what it said is in {work}")
+        failed[name] = str(why).splitlines()[-1] if str(why) else "it said nothing"
+        if name in racers:
+            racers.pop(name).end()
+
     try:
         for name in names:
             print(f"{mode}: {name} gets ready", flush=True)
-            racers.append(start(name, folder, mode, work))
-            racers[-1].run(WARM)
+            try:
+                racers[name] = start(name, folder, mode, work)
+                racers[name].run(WARM)
+            except Ended as why:
+                leave_out(name, why)
         for number in range(rounds):
-            for racer in racers:
-                racer.seconds.append(racer.run(steps))
-                print(f"{mode}, round {number + 1}: {racer.name} {steps / racer.seconds[-1]:.3f} steps/s", flush=True)
-        return {racer.name: result(racer, racers[0], tokens, steps) for racer in racers}
+            for name, racer in list(racers.items()):
+                try:
+                    racer.seconds.append(racer.run(steps))
+                except Ended as why:
+                    leave_out(name, why)
+                    continue
+                print(f"{mode}, round {number + 1}: {name} {steps / racer.seconds[-1]:.3f} steps/s", flush=True)
+        found = {name: result(racer, racers[names[0]], tokens, steps) for name, racer in racers.items()}
+        return {name: found.get(name) or {"failed": failed[name]} for name in names}
     finally:
-        for racer in racers:
+        for racer in racers.values():
             racer.end()
 
 
@@ -131,8 +167,10 @@ def result(racer: Racer, first: Racer, tokens: list[int], steps: int) -> dict[st
         abs(racer.steps[0]["loss"] - first.steps[0]["loss"]) <= 1e-4
         and racer.steps[0]["targets"] == first.steps[0]["targets"]
     )
+    remark = {"remark": REMARKS[racer.name]} if racer.name in REMARKS else {}
     return {
         "same_work": same,
+        **remark,
         "steps_per_second": round(rounds * steps / total, 4),
         "samples_per_second": round(rounds * steps * GLOBAL_BATCH / total, 3),
         "tokens_per_second": round(sum(counted) / total, 1),
@@ -149,8 +187,12 @@ def table(mode: str, results: dict[str, Any]) -> str:
     title = f"| {mode} | steps/s | samples/s | tokens/s | peak MB | first loss | last loss | Sightline is faster by |"
     lines = [title, "|---|---|---|---|---|---|---|---|"]
     for name, found in results.items():
+        if "failed" in found:
+            lines.append(f"| {name} | left out: {found['failed']} |||||||")
+            continue
         middle, least, most = found["times_its_seconds"]
         faster = f"{middle} ({least} - {most})" if found["same_work"] else f"({middle}, but not the same work)"
+        faster += f"; {found['remark']}" if "remark" in found else ""
         rates = f"{found['steps_per_second']} | {found['samples_per_second']} | {found['tokens_per_second']}"
         losses = f"{found['first_loss']:.5f} | {found['last_loss']:.5f}"
         lines.append(f"| {name} | {rates} | {found['peak_mb']} | {losses} | {faster} |")
@@ -172,6 +214,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=2, help="of each turn")
     parser.add_argument("--folder", type=Path, help="where the world is, or will be (default: made anew)")
+    parser.add_argument("--keep-going", action="store_true", help="leave a racer out that fails, and race the others")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="the file that gets them (default: %(default)s)")
     args = parser.parse_args()
     environments.TABLE.update(tomllib.loads((HERE / "environments.toml").read_text()))
     names = [name for name in RACERS if name.startswith(tuple(args.racers))]
@@ -180,14 +224,14 @@ def main() -> None:
     if not folder.exists():
         print("making the world", flush=True)
         subprocess.run([sys.executable, HERE / "world.py", folder], check=True, stdout=subprocess.DEVNULL)
-    found = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    found = json.loads(args.results.read_text()) if args.results.exists() else {}
     for mode in args.modes:
-        results = race(names, mode, folder, work, args.rounds, args.steps)
+        results = race(names, mode, folder, work, args.rounds, args.steps, args.keep_going)
         print(table(mode, results), flush=True)
         versions = environments.TABLE | {"sightline": {"requirements": ["this version"]}}
         required = {name: versions[RACERS[name][0] or "sightline"]["requirements"] for name in names}
         found[mode] = {"results": results, "versions": required, "machine": machine()}
-        RESULTS.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        args.results.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     shutil.rmtree(work)
 
 

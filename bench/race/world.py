@@ -46,7 +46,7 @@ CLIP = {
 RECIPE = {
     "model": {"template": "vicuna", "system": "", "image_aspect_ratio": "crop", "llm": "", "vision_tower": ""},
     "data": [{"path": ""}],
-    "batch": {"global_batch": 8, "max_length": MAX_LENGTH, "workers": 1, "shuffle": False},
+    "batch": {"global_batch": 8, "max_length": MAX_LENGTH, "pack_tokens": 1024, "workers": 1, "shuffle": False},
     "optim": {"lr": 1e-4, "weight_decay": 0.0, "schedule": "constant", "warmup_ratio": 0.0, "epochs": 1},
     "run": {"save_every": 0, "export": False},
 }
