@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from job import clock
@@ -29,6 +30,18 @@ def kind_of(kernel: str) -> str:
     return next((kind for kind, pattern in KINDS.items() if re.search(pattern, kernel, re.IGNORECASE)), "others")
 
 
+def seconds_of(events: Iterable[Any], *, on_card: bool) -> dict[str, float]:
+    """Kind -> seconds of its kernels, or of its operators on a CPU."""
+    seconds: dict[str, float] = defaultdict(float)
+    for event in events:
+        if not on_card:
+            seconds[kind_of(event.key)] += event.self_cpu_time_total / 1e6
+        # Spans that a program marks, as torch does each step of an optimiser, are no kernels, but hold some.
+        elif event.device_type == DeviceType.CUDA and not event.is_user_annotation:
+            seconds[kind_of(event.key)] += event.self_device_time_total / 1e6
+    return seconds
+
+
 def table_of(step: Callable[[], object], device: torch.device, rows: int = 40) -> str:
     """Of one step, which should not be the first. On a CPU, operators take the place of kernels."""
     on_card = device.type == "cuda"
@@ -38,12 +51,7 @@ def table_of(step: Callable[[], object], device: torch.device, rows: int = 40) -
         step()
         wall = clock(device) - begun
     averages = taken.key_averages()
-    seconds: dict[str, float] = defaultdict(float)
-    for event in averages:
-        if on_card and event.device_type == DeviceType.CUDA:
-            seconds[kind_of(event.key)] += event.self_device_time_total / 1e6
-        elif not on_card:
-            seconds[kind_of(event.key)] += event.self_cpu_time_total / 1e6
+    seconds = seconds_of(averages, on_card=on_card)
     busy = sum(seconds.values())
     lines = [f"{wall:.3f} s, watched; {busy:.3f} s of kernels"]
     for kind, value in sorted(seconds.items(), key=lambda pair: -pair[1]):

@@ -22,7 +22,6 @@ import job  # noqa: E402
 import measure_sightline  # noqa: E402
 import measure_trainer  # noqa: E402
 import older  # noqa: E402
-import spent  # noqa: E402
 import table  # noqa: E402
 from cases import CASES, OUT_OF_MEMORY  # noqa: E402
 from rows import draw_rows  # noqa: E402
@@ -188,26 +187,6 @@ def test_memory_of_a_card(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 3 * 2**30)
     monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda: 4 * 2**30)
     assert job.memory(torch.device("cuda")) == {"peak_gib": 3.0, "reserved_gib": 4.0}
-
-
-@pytest.mark.parametrize(
-    ("kernel", "kind"),
-    [
-        ("nvjet_tst_128x256_64x4_1x2_h_bz_coopA_NNT", "matrix products"),
-        (
-            "void cutlass::device_kernel<cutlass::gemm::kernel::GemmUniversal<...>>",
-            "matrix products",
-        ),
-        ("void pytorch_flash::flash_fwd_kernel<Flash_fwd_kernel_traits<128, 64, cutlass::bfloat16_t>>", "attention"),
-        ("void at::native::unrolled_elementwise_kernel<at::native::direct_copy_kernel_cuda>", "copies and conversions"),
-        ("void at::native::vectorized_elementwise_kernel<4, at::native::silu_kernel>", "element by element"),
-        ("void at::native::multi_tensor_apply_kernel<FusedAdamMathFunctor<float>>", "optimiser and clipping"),
-        ("void kDequantizeBlockwise<__nv_bfloat16, 512, 64, 8, 2>", "4 bits"),
-        ("triton_red_fused_mean_pow_0", "norms and reductions"),
-    ],
-)
-def test_kinds_of_kernels(kernel: str, kind: str) -> None:
-    assert spent.kind_of(kernel) == kind
 
 
 def script(folder: Path, text: str) -> str:

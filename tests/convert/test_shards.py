@@ -11,8 +11,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from sightline.convert.shards import ahead, write_shards
-from sightline.convert.tensors import stored
-from sightline.errors import ModelError
+from sightline.convert.tensors import in_file, stored
+from sightline.errors import CheckpointError, ModelError
+from sightline.model.save import appearing
 
 TENSORS = {
     "b.half": torch.randn(3, 5).half(),
@@ -59,6 +60,40 @@ def test_the_next_one_is_read_while_the_caller_works() -> None:
         assert number == 2 or begun[number + 1].wait(10)
 
 
+def test_nothing_is_read_after_what_failed() -> None:
+    asked = []
+
+    def read(number: int) -> int:
+        asked.append(number)
+        return 1 // number
+
+    with pytest.raises(ZeroDivisionError):
+        list(ahead([1, 0, 2, 3], read))
+    assert asked == [1, 0]
+
+
+def test_a_file_that_changes_meanwhile_is_told(tmp_path: Path) -> None:
+    save_file({"a": torch.zeros(4)}, tmp_path / "old.safetensors")
+    tensors = in_file(tmp_path / "old.safetensors")
+    for other in (torch.zeros(5), torch.zeros(4).half()):
+        save_file({"a": other}, tmp_path / "old.safetensors")
+        with pytest.raises(ModelError, match=r"can no longer be read \(a is another tensor now\)"):
+            write_shards(tensors, tmp_path, max_shard_size="1GB")
+
+
+@pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="/dev/full is Linux's")
+@pytest.mark.parametrize("size", [3, 10**6], ids=["when closed", "in the middle"])
+def test_no_space_left(tmp_path: Path, size: int) -> None:
+    tensors = {name: stored(torch.zeros(size)) for name in "abc"}
+    with (
+        pytest.raises(CheckpointError, match="no space left while writing"),
+        appearing(tmp_path / "new", needs=1) as new,
+    ):
+        (new / "model.safetensors").symlink_to("/dev/full")
+        write_shards(tensors, new, max_shard_size="1GB")
+    assert not list(tmp_path.iterdir())
+
+
 def test_what_fails_in_the_thread_fails_here() -> None:
     def read(number: int) -> int:
         return 1 // number
@@ -66,5 +101,6 @@ def test_what_fails_in_the_thread_fails_here() -> None:
     seen: list[tuple[int, int]] = []
     with pytest.raises(ZeroDivisionError):
         seen.extend(ahead([1, 0, 1], read))
+    assert seen == [(1, 1)]
     empty: Callable[[int], int] = read
     assert list(ahead([], empty)) == []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -114,6 +116,17 @@ def small_llava(**text: Any) -> LlavaForConditionalGeneration:
     vision = {"model_type": "clip_vision_model", **SMALL, "image_size": 28, "patch_size": 14, "projection_dim": 16}
     config = LlavaConfig(vision_config=vision, text_config={**SMALL, **text}, image_token_index=63)
     return LlavaForConditionalGeneration(config).eval()
+
+
+def test_layers_can_be_compiled_before_anything_else() -> None:
+    """In a process of its own, as a run is: odd masks are refused there as well."""
+    script = (
+        "from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS as masks\n"
+        "from sightline.model import attention\n"
+        "attention.compile_layers([])\n"
+        "assert masks[attention.NAME] is attention._no_mask"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
 
 
 def test_gemma_2_is_refused() -> None:

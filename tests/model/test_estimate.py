@@ -268,3 +268,12 @@ def test_windows_of_published_configurations() -> None:
     assert of("mistralai/Mistral-7B-Instruct-v0.2") == {None}
     assert of("microsoft/Phi-3-mini-4k-instruct") == {2047}
     assert of("Qwen/Qwen2.5-7B-Instruct") == {None}
+
+
+def test_gpt_2_has_other_names(tmp_path: Path) -> None:
+    """Layers called `h`, and linear maps of a class of their own: 12 n^2 weights a layer, forward and backward."""
+    sizes = {"model_type": "gpt2", "n_layer": 4, "n_embd": 64, "n_head": 4, "tie_word_embeddings": False}
+    (tmp_path / "config.json").write_text(json.dumps(sizes))
+    model = blank_model(ModelRecipe(llm=str(tmp_path), vision_tower=CLIP)).model
+    apply_tuning(model, TuneRecipe(llm="frozen", projector="full"), OptimRecipe(lr=1e-3))
+    assert operations(model).per_token == 4 * 12 * 64**2 * 2 * 2

@@ -70,6 +70,32 @@ def test_under_autocast_products_are_as_torch_makes_them() -> None:
     torch.testing.assert_close(gradients(mine), gradients(wanted), rtol=2**-7, atol=2**-7)
 
 
+def test_float16_holds_sums_that_the_scale_makes_small() -> None:
+    """Gradients are made before the loss is divided by its targets: these add up to 100,000, and 65,504 is the end."""
+    hidden, weight = torch.full((4000, WIDTH), 50.0), torch.zeros(2, WIDTH, requires_grad=True)
+    with torch.autocast("cpu", torch.float16):
+        loss = head_loss(hidden, weight, None, torch.zeros(4000, dtype=torch.int64))
+    (loss / 4000).backward()
+    # A half for each of the two: 50 * (1/2 - 1) in the mean, and 50 * 1/2.
+    torch.testing.assert_close(weight.grad, torch.tensor([[-25.0], [25.0]]).expand(2, WIDTH))
+
+
+def test_where_nothing_learns_no_gradient_is_made() -> None:
+    """Whatever could learn: the head may be as large as a gigabyte."""
+    hidden, weight, bias = parts()
+    made: list[str] = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            made.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    with torch.no_grad(), Watch():
+        loss = head_loss(hidden, weight, bias, TARGETS)
+    torch.testing.assert_close(loss, theirs(hidden, weight, bias).detach())
+    assert not [name for name in made if "empty_like" in name or "zeros_like" in name or "scatter" in name], made
+
+
 def test_the_logits_of_one_piece_exist_at_a_time() -> None:
     rows: list[int] = []
 

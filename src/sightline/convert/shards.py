@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
@@ -50,14 +51,13 @@ def ahead(items: Iterable[A], read: Callable[[A], B]) -> Iterator[tuple[A, B]]:
     A disk reads and writes at once, as a plain copy lets it: in turns, a conversion would take the sum of both.
     """
     with ThreadPoolExecutor(1) as thread:
-        before = None
-        for item in items:
-            coming = item, thread.submit(read, item)
-            if before is not None:
-                yield before[0], before[1].result()
-            before = coming
-        if before is not None:
-            yield before[0], before[1].result()
+        rest = iter(items)
+        coming = [(item, thread.submit(read, item)) for item in islice(rest, 1)]
+        while coming:
+            item, reading = coming.pop()
+            result = reading.result()
+            coming = [(after, thread.submit(read, after)) for after in islice(rest, 1)]
+            yield item, result
 
 
 def sound(name: str, wanted: Stored) -> torch.Tensor:

@@ -125,13 +125,16 @@ def _described(opened: safe_open, file: Path, name: str) -> Stored:
     kind = part.get_dtype()
     if kind not in TYPES:
         raise ModelError(f"{file}: {name} is in {kind}, which Sightline does not convert; load it where it was made")
-    return Stored(tuple(part.get_shape()), TYPES[kind], lambda: _read(file, name))
+    shape, dtype = tuple(part.get_shape()), TYPES[kind]
+    return Stored(shape, dtype, lambda: _read(file, name, shape, dtype))
 
 
-def _read(file: Path, name: str) -> torch.Tensor:
+def _read(file: Path, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
     try:
         with safe_open(file, framework="pt") as opened:
             tensor: torch.Tensor = opened.get_tensor(name)
-            return tensor
     except (SafetensorError, OSError) as error:
         raise ModelError(f"{file} can no longer be read ({error}); was it changed meanwhile?") from error
+    if (tuple(tensor.shape), tensor.dtype) != (shape, dtype):
+        raise ModelError(f"{file} can no longer be read ({name} is another tensor now); was it changed meanwhile?")
+    return tensor

@@ -6,11 +6,12 @@ it is torch's variable-length flash attention; elsewhere one causal call per sam
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.masking_utils import AttentionMaskInterface
@@ -56,14 +57,15 @@ class Lengths(Sequence[int]):
         return len(self.lengths)
 
 
-def compile_layers(model: PreTrainedModel) -> None:
-    """Let torch compile the parts of the language model's layers when they are first used, but for attention itself.
+def compile_layers(layers: Iterable[nn.Module]) -> None:
+    """Let torch compile the parts of a language model's layers when they are first used, but for attention itself.
 
     Parts, because what is computed a second time for the backward pass is not looked into by the compiler as a whole.
     `forward` must then be given `Lengths`.
     """
+    _register()
     AttentionInterface.register(NAME, torch.compiler.disable(_attend))
-    for layer in model.model.language_model.layers:
+    for layer in layers:
         for part in layer.children():
             part.compile(dynamic=True)
 

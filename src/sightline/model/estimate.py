@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from sightline.errors import ModelError
 from sightline.model.next import projector_parts
@@ -92,6 +93,7 @@ def operations(model: nn.Module, *, recompute: bool = False) -> Operations:
     """
     inner: Any = model
     config = inner.config
+    refuse_experts(model)
     tower, flows = _tower(inner.model.vision_tower, config.vision_config, config.vision_feature_layer)
     features = tokens_per_image(config)
     projector, flows = _linear(inner.model.multi_modal_projector, flows)
@@ -103,12 +105,7 @@ def operations(model: nn.Module, *, recompute: bool = False) -> Operations:
     heads = text.num_attention_heads
     width = heads * (getattr(text, "head_dim", None) or text.hidden_size // heads)
     again = 1 if recompute else 0
-    for layer, window in zip(llm.layers, windows(text), strict=True):
-        if any(p.ndim > 2 for p in layer.parameters()):
-            raise ModelError(
-                f"the language model ({text.model_type}) is a mixture of experts: which of them a token takes is not "
-                f"known beforehand, so neither operations nor memory can be told"
-            )
+    for layer, window in zip(layers_of(llm, text), windows(text), strict=True):
         cost, flows = _linear(layer, flows, again=again)
         per_token += cost
         seen[window] = seen.get(window, 0.0) + 4.0 * width * (1 + again * flows + 2 * flows)
@@ -132,12 +129,24 @@ def used_layers(vision: Any, feature_layer: int) -> int:
     return int(feature_layer if feature_layer >= 0 else vision.num_hidden_layers + 1 + feature_layer)
 
 
-def layers_of(tower: nn.Module, vision: Any) -> nn.ModuleList:
-    """The transformer layers of a vision tower of any family."""
-    for module in tower.modules():
-        if isinstance(module, nn.ModuleList) and len(module) == vision.num_hidden_layers:
+def layers_of(model: nn.Module, config: Any) -> nn.ModuleList:
+    """The transformer layers of a language model or vision tower of any family."""
+    for module in model.modules():
+        if isinstance(module, nn.ModuleList) and len(module) == config.num_hidden_layers:
             return module
-    raise ModelError(f"{vision.model_type}: no list of {vision.num_hidden_layers} layers in this vision tower")
+    raise ModelError(f"{config.model_type}: no list of {config.num_hidden_layers} layers in this model")
+
+
+def refuse_experts(model: nn.Module) -> None:
+    """Raise ModelError for a mixture of experts: which of them a token takes is seen when it is computed."""
+    inner: Any = model
+    text = inner.config.text_config
+    layers = layers_of(inner.model.language_model, text)
+    if any(p.ndim > 2 for p in layers.parameters()):
+        raise ModelError(
+            f"the language model ({text.model_type}) is a mixture of experts: which of them a token takes is not "
+            f"known beforehand, so neither operations nor memory can be told"
+        )
 
 
 def _tower(tower: nn.Module, vision: Any, feature_layer: int) -> tuple[float, bool]:
@@ -166,10 +175,10 @@ def _linear(module: nn.Module, flows: bool, *, again: int = 0) -> tuple[float, b
     """
     total = 0.0
     for _, part in _without_originals(module):
-        if isinstance(part, nn.Linear):
+        if isinstance(part, (nn.Linear, Conv1D)):
             learns = part.weight.requires_grad
             backward = flows + learns
-            total += 2.0 * part.in_features * part.out_features * (1 + backward + again * (flows or learns))
+            total += 2.0 * weights_of(part.weight) * (1 + backward + again * (flows or learns))
         flows |= any(p.requires_grad for p in part.parameters(recurse=False))
     return total, flows
 

@@ -12,6 +12,7 @@ from accelerate.state import AcceleratorState, PartialState
 from sightline.data.collate import Batch
 from sightline.devices import Wishes
 from sightline.model.attention import compile_layers
+from sightline.model.estimate import layers_of
 from sightline.model.load import VLM
 from sightline.model.tune import Group, settle
 from sightline.recipe import Recipe
@@ -43,10 +44,11 @@ class Engine:
         self.groups = groups
         self.clip = recipe.optim.clip_grad
         settle(vlm.model, dtype)
-        recompute(vlm.model.model.language_model, recomputed)
+        llm = vlm.model.model.language_model
+        recompute(llm, recomputed)
         self.compiled = recipe.engine.compile
         if self.compiled:
-            compile_layers(vlm.model)
+            compile_layers(layers_of(llm, llm.config))
         piece = PIECE_ON_CPU if device.type == "cpu" else PIECE
         module = PackedLoss(vlm.model, piece=piece).to(self.accelerator.device)
         module.train()

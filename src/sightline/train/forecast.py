@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from sightline.errors import RecipeError
-from sightline.model.estimate import Part, operations, parameters
+from sightline.model.estimate import Part, operations, parameters, refuse_experts
 from sightline.model.estimate_fit import (
     GIB,
     USABLE,
@@ -122,8 +122,12 @@ def forecast(recipe: Recipe, rows: Rows, gpu: Gpu, *, count: int, mfu: float) ->
 
 
 def layers_recomputed(recipe: Recipe, rows: Rows, layers: int, *, room: float, count: int) -> int:
-    """In how many layers of the language model a run on `count` devices with `room` bytes has to recompute."""
+    """In how many layers of the language model a run on `count` devices with `room` bytes has to recompute.
+
+    Raises ModelError for a mixture of experts, RuntimeError where torch cannot follow a model without its contents.
+    """
     blank, _ = tuned(recipe)
+    refuse_experts(blank.model)
     image = blank.tokens_per_image, blank.tiles_per_image
     rehearsal = _Rehearsal(rows, recipe.batch.max_length, image, recipe, count)
     return rehearsal.settled(recipe, budget_of(recipe), room, layers)[1]

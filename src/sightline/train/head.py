@@ -34,6 +34,9 @@ def head_loss(
     """
     device = hidden.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+    if not torch.is_grad_enabled():
+        # What could learn asks for its gradient even where none is wanted.
+        hidden, weight, bias = hidden.detach(), weight.detach(), None if bias is None else bias.detach()
     with torch.autocast(device, enabled=False):
         result: torch.Tensor = _HeadLoss.apply(hidden, weight, bias, targets, dtype, max(1, piece // len(weight)))
     return result
@@ -65,10 +68,13 @@ class _HeadLoss(torch.autograd.Function):
             if not (for_hidden or for_weight or for_bias):
                 continue
             # softmax - 1 at the target, written over the logits.
-            slope = logits.sub_(log_sum).exp_().scatter_add_(1, t, torch.full_like(t, -1, dtype=logits.dtype)).to(dtype)
+            slope = logits.sub_(log_sum).exp_().scatter_add_(1, t, torch.full_like(t, -1, dtype=full))
+            low = slope.to(dtype)
             if d_hidden is not None:
-                d_hidden[at : at + rows] = slope @ w
-            if d_weight is not None and dtype == weight.dtype:
+                d_hidden[at : at + rows] = low @ w
+            # float16 cannot hold sums over all rows, and the scale that would make them small comes after.
+            slope, h = (slope, h.to(full)) if dtype == torch.float16 else (low, h)
+            if d_weight is not None and slope.dtype == weight.dtype:
                 d_weight.addmm_(slope.T, h)
             elif d_weight is not None:
                 d_weight += slope.T @ h

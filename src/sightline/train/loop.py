@@ -209,8 +209,9 @@ def _recomputed(recipe: Recipe, dataset: Dataset, vlm: VLM, device: torch.device
         return 0
     try:
         number = layers_recomputed(recipe, rows_of(dataset), layers, room=room, count=world_size())
-    except UserError as error:
-        say(f"how much memory a step takes cannot be told ({error}): all layers compute their activations twice")
+    except (UserError, RuntimeError) as error:
+        reason = str(error).partition("\n")[0]
+        say(f"how much memory a step takes cannot be told ({reason}): all layers compute their activations twice")
         return layers
     if number:
         say(f"to fit into memory, {number} of {layers} layers compute their activations twice")

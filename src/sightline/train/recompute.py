@@ -6,6 +6,7 @@ import math
 from dataclasses import fields
 from typing import Any
 
+from sightline.model.estimate import layers_of
 from sightline.model.estimate_memory import Memory
 
 
@@ -17,7 +18,8 @@ def recompute(language_model: Any, layers: int) -> None:
     if not layers:
         return
     language_model.activation_checkpointing_enable({"use_reentrant": False})
-    for layer in language_model.layers[layers:]:
+    kept: Any = layers_of(language_model, language_model.config)[layers:]
+    for layer in kept:
         layer.gradient_checkpointing = False
 
 
