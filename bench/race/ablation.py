@@ -39,7 +39,7 @@ def main() -> None:
     for lever in args.levers:
         race.RACERS[lever] = (None, ["racer_lever.py", lever])
         (own := work / lever).mkdir()
-        results = race.race(["sightline", lever], args.mode, folder, own, args.rounds, args.steps)
+        results = race.race(["sightline", lever], args.mode, folder, own, args.rounds, args.steps, keep_going=False)
         print(race.table(args.mode, results), flush=True)
         found.setdefault(args.mode, {})[lever] = results | {"machine": race.machine()}
         RESULTS.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")

@@ -6,7 +6,7 @@
 All racers of a mode are started and held (SIGSTOP); then each in turn runs on alone for a few steps, round after round,
 so that what else the machine does meets all of them. Before a racer counts, its first loss and its number of targets
 must be Sightline's: to 1e-4, and exactly. With --keep-going one that cannot be built, does not start or ends is left
-out, and the results say why.
+out, and the results say why. More than --together race in heats, each with Sightline among them.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import argparse
 import json
 import os
 import platform
+import re
 import shutil
 import signal
 import statistics
@@ -119,6 +120,12 @@ def start(name: str, folder: Path, mode: str, work: Path) -> Racer:
     return Racer(name, process, os.fdopen(receive), log)
 
 
+def reason(said: str) -> str:
+    """The line that names the error, or else the last one."""
+    lines = said.splitlines() or ["it said nothing"]
+    return next((line for line in reversed(lines) if re.match(r"[\w.]+(Error|Exception)\b", line)), lines[-1])
+
+
 def race(
     names: Sequence[str], mode: str, folder: Path, work: Path, rounds: int, steps: int, keep_going: bool
 ) -> dict[str, Any]:
@@ -131,7 +138,7 @@ def race(
         print(f"{mode}: {name} ended: {why}", flush=True)
         if name == names[0] or not keep_going:
             raise SystemExit(f"{name} ended; what it said is in {work}")
-        failed[name] = str(why).splitlines()[-1] if str(why) else "it said nothing"
+        failed[name] = reason(str(why))
         if name in racers:
             racers.pop(name).end()
 
@@ -156,6 +163,20 @@ def race(
     finally:
         for racer in racers.values():
             racer.end()
+
+
+def heats(names: Sequence[str], mode: str, together: int, work: Path, **named: Any) -> dict[str, Any]:
+    """As many races as it takes for at most `together` to be held at once, each with the first among them."""
+    first, others = names[0], names[1:]
+    size = together - 1
+    found: dict[str, Any] = {}
+    for number, begin in enumerate(range(0, max(len(others), 1), size), 1):
+        place = work / f"{mode}-{number}"
+        place.mkdir()
+        results = race([first, *others[begin : begin + size]], mode, work=place, **named)
+        # A ratio is that of its own heat; the first's other figures are told heat by heat.
+        found |= {name if name != first or number == 1 else f"{name}, heat {number}": results[name] for name in results}
+    return found
 
 
 def result(racer: Racer, first: Racer, tokens: list[int], steps: int) -> dict[str, Any]:
@@ -214,9 +235,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=2, help="of each turn")
     parser.add_argument("--folder", type=Path, help="where the world is, or will be (default: made anew)")
+    parser.add_argument(
+        "--together", type=int, default=6, help="racers held at once: more need more memory, 4 GB each in batches of 8"
+    )
     parser.add_argument("--keep-going", action="store_true", help="leave a racer out that fails, and race the others")
     parser.add_argument("--results", type=Path, default=RESULTS, help="the file that gets them (default: %(default)s)")
     args = parser.parse_args()
+    if args.together < 2:
+        parser.error("--together: a race needs two at least")
     environments.TABLE.update(tomllib.loads((HERE / "environments.toml").read_text()))
     names = [name for name in RACERS if name.startswith(tuple(args.racers))]
     work = Path(tempfile.mkdtemp(prefix="sightline-race-"))
@@ -226,7 +252,16 @@ def main() -> None:
         subprocess.run([sys.executable, HERE / "world.py", folder], check=True, stdout=subprocess.DEVNULL)
     found = json.loads(args.results.read_text()) if args.results.exists() else {}
     for mode in args.modes:
-        results = race(names, mode, folder, work, args.rounds, args.steps, args.keep_going)
+        results = heats(
+            names,
+            mode,
+            args.together,
+            work,
+            folder=folder,
+            rounds=args.rounds,
+            steps=args.steps,
+            keep_going=args.keep_going,
+        )
         print(table(mode, results), flush=True)
         versions = environments.TABLE | {"sightline": {"requirements": ["this version"]}}
         required = {name: versions[RACERS[name][0] or "sightline"]["requirements"] for name in names}

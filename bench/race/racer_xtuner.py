@@ -26,7 +26,7 @@ from xtuner.utils import IMAGE_TOKEN_INDEX
 GLOBAL_BATCH = 8
 
 
-class Reports(Hook):  # type: ignore[misc]
+class Reports(Hook):
     """Says after each step what its loss was."""
 
     def __init__(self, passes: int) -> None:
@@ -44,7 +44,7 @@ class Reports(Hook):  # type: ignore[misc]
 
 def write_projector(folder: Path, work: Path) -> Path:
     """The projector that all begin with, under XTuner's names."""
-    tensors = {}
+    tensors: dict[str, torch.Tensor] = {}
     for file in (folder / "hf").glob("*.safetensors"):
         tensors |= load_file(file)
     path = work / "projector.pth"
@@ -66,7 +66,7 @@ def write_texts(folder: Path, texts: Path) -> None:
     rows = []
     for row in json.loads((folder / "tokens.json").read_text(encoding="utf-8")):
         pairs = zip(row["ids"], row["labels"], strict=True)
-        kept = []
+        kept: list[tuple[int, int]] = []
         for is_feature, run in itertools.groupby(pairs, lambda pair: pair[0] == feature):
             kept += [(IMAGE_TOKEN_INDEX, -100)] if is_feature else run
         ids, labels = zip(*kept, strict=True)

@@ -66,6 +66,9 @@ def model_of(folder: Path, mode: str) -> Any:
             LoraConfig(r=128, lora_alpha=256, target_modules=linear, modules_to_save=["multi_modal_projector"]),
         )
     model.model.multi_modal_projector.requires_grad_(True)
+    if mode == "frozen":
+        # Without it a batch of rows without pictures has nothing to go back to, and its backward raises.
+        model.enable_input_require_grads()
     if mode == "full":
         model.model.language_model.requires_grad_(True)
         model.lm_head.requires_grad_(True)
