@@ -60,6 +60,7 @@ def test_the_20_gb_that_xtuner_promises_for_llama_3(name: str) -> None:
         assert memory.total < 13 * GIB < gpu_named(f"{PROMISED[name]}gb").room
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_comes_with_a_change_that_does(capsys: pytest.CaptureFixture[str]) -> None:
     made = planned(capsys, "llava_v15_7b_finetune", "--gpu", "4090")
     assert not made["fits"] and made["largest_pack"] is None and made["card"] > 80
