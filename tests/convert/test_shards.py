@@ -104,3 +104,15 @@ def test_what_fails_in_the_thread_fails_here() -> None:
     assert seen == [(1, 1)]
     empty: Callable[[int], int] = read
     assert list(ahead([], empty)) == []
+
+
+def test_a_file_that_the_disk_refuses_is_one_line(tmp_path: Path) -> None:
+    """As on a FAT disk, whose files end at 4 GB."""
+    resource = pytest.importorskip("resource")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
+    try:
+        with pytest.raises(CheckpointError, match=r"^cannot write .*model\.safetensors: File too large$"):
+            write_shards({"large": stored(torch.zeros(10_000))}, tmp_path, max_shard_size="1GB")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)

@@ -14,7 +14,7 @@ from huggingface_hub import split_state_dict_into_shards_factory
 from rich.progress import Progress, TimeRemainingColumn
 
 from sightline.convert.tensors import TYPES, Stored
-from sightline.errors import ModelError
+from sightline.errors import CheckpointError, ModelError
 from sightline.runtime import console
 
 A = TypeVar("A")
@@ -27,7 +27,7 @@ ORDER = list(NAMES)
 def write_shards(tensors: Mapping[str, Stored], folder: Path, *, max_shard_size: str, name: str = "model") -> None:
     """Write `name*.safetensors` and, where there are several, their index.
 
-    Raises ModelError for numbers that no weight has, OSError where the disk refuses.
+    Raises ModelError for numbers that no weight has, CheckpointError where the disk refuses.
     """
     shards = split_state_dict_into_shards_factory(
         dict(tensors),
@@ -39,7 +39,10 @@ def write_shards(tensors: Mapping[str, Stored], folder: Path, *, max_shard_size:
     with Progress(*Progress.get_default_columns()[:-1], TimeRemainingColumn(), console=console, transient=True) as bar:
         task = bar.add_task(f"writing {folder.name}", total=sum(tensor.nbytes for tensor in tensors.values()))
         for file, names in shards.filename_to_tensors.items():
-            _write({each: tensors[each] for each in names}, folder / file, lambda done: bar.advance(task, done))
+            try:
+                _write({each: tensors[each] for each in names}, folder / file, lambda done: bar.advance(task, done))
+            except OSError as error:
+                raise CheckpointError(f"cannot write {folder / file}: {error.strerror}") from error
     if shards.is_sharded:
         table = {"metadata": shards.metadata, "weight_map": shards.tensor_to_filename}
         (folder / f"{name}.safetensors.index.json").write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
