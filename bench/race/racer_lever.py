@@ -20,11 +20,13 @@ from sightline.types import IGNORE
 
 SETTINGS = {
     "without packing": ["batch.pack_tokens=2"],
+    "packs of 768 tokens": ["batch.pack_tokens=768"],
     "packs of 2,048 tokens": ["batch.pack_tokens=2048"],
     "pictures decoded between steps": ["batch.workers=0"],
     "all activations computed twice": ["engine.gradient_checkpointing=true"],
     "layers compiled": ["engine.compile=true"],
     "bfloat16": ["engine.dtype=bfloat16"],
+    "weights in bfloat16 alone": ["engine.dtype=bfloat16", "engine.pure_bf16=true"],
     "8-bit AdamW": ["optim.optimizer=adamw_8bit"],
 }
 """What a recipe can switch."""

@@ -46,7 +46,7 @@ CLIP = {
 RECIPE = {
     "model": {"template": "vicuna", "system": "", "image_aspect_ratio": "crop", "llm": "", "vision_tower": ""},
     "data": [{"path": ""}],
-    "batch": {"global_batch": 8, "max_length": MAX_LENGTH, "pack_tokens": 1024, "workers": 1, "shuffle": False},
+    "batch": {"global_batch": 8, "max_length": MAX_LENGTH, "workers": 1, "shuffle": False},
     "optim": {"lr": 1e-4, "weight_decay": 0.0, "schedule": "constant", "warmup_ratio": 0.0, "epochs": 1},
     "run": {"save_every": 0, "export": False},
 }
@@ -57,6 +57,9 @@ MODES: dict[str, dict[str, Any]] = {
 }
 """What learns besides the projector: stage 2, stage 1, LLaVA's adapters (without dropout, which every program draws
 by itself)."""
+
+PACK_TOKENS = {"full": 1024, "frozen": 1024, "lora": 768}
+"""As many as are fast with less memory than others need; with adapters a token keeps more for the backward pass."""
 
 
 def main(folder: Path) -> None:
@@ -122,7 +125,8 @@ def recipe(folder: Path, mode: str, *settings: str) -> Any:
     path = folder / f"{mode}.yaml"
     path.write_text(yaml.safe_dump(RECIPE | tune), encoding="utf-8")
     own = {"model.llm": "llm", "model.vision_tower": "tower", "data.0.path": "rows.json", "data.0.images": "images"}
-    loaded: Recipe = load_recipe(str(path), [*(f"{key}={folder / name}" for key, name in own.items()), *settings])
+    files = [f"{key}={folder / name}" for key, name in own.items()]
+    loaded: Recipe = load_recipe(str(path), [*files, f"batch.pack_tokens={PACK_TOKENS[mode]}", *settings])
     return loaded
 
 

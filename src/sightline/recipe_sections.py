@@ -242,11 +242,20 @@ class EngineRecipe(Section):
     """auto, cpu, cuda, mps, npu or xpu; auto takes the first accelerator it finds."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """The precision of forward and backward; auto: bfloat16 where the device has it."""
+    pure_bf16: bool = False
+    """Keep matrices that learn in bfloat16 alone, without the usual copy in float32, and round their steps at random:
+    half the memory for weights and gradients; with optim.optimizer: adamw_8bit a third of all that learning needs."""
     gradient_checkpointing: bool | Literal["auto"] = "auto"
     """Compute activations twice instead of keeping them: less memory, about a third more time; auto: in as many layers
     as the memory of an accelerator asks for, and in none on the CPU."""
     compile: bool = False
     """Let torch compile the layers of the language model: less time for a step on GPUs, minutes before the first."""
+
+    @model_validator(mode="after")
+    def _bfloat16(self) -> Self:
+        if self.pure_bf16 and self.dtype not in ("auto", "bfloat16"):
+            raise ValueError(f"pure_bf16 computes in bfloat16, not in {self.dtype}: leave one of the two out")
+        return self
 
 
 class RunRecipe(Section):

@@ -103,12 +103,24 @@ def test_no_time_without_a_peak(capsys: pytest.CaptureFixture[str], quick: None)
     assert "the peak of a device of 20 GB is not known" in capsys.readouterr().out
 
 
-def test_the_page(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_page(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def rehearse(recipe: Recipe, pack: PackShape, dtype: torch.dtype) -> Memory:
+        """As the real one says, in GB; see docs/plan.md."""
+        each = 14e9 if recipe.engine.pure_bf16 else 27e9
+        state = 15e9 if recipe.optim.optimizer == "adamw_8bit" else 54e9
+        return Memory(each, each, state, activations=3e9 if recipe.engine.pure_bf16 else 15e9, logits=0)
+
+    monkeypatch.setattr(forecast, "rehearse", rehearse)
     assert main(["plan", "llava_v15_7b_finetune", "--gpu", "h100"]) == 0
     page = capsys.readouterr().out
-    for words in ("7,063,427,072", "does not fit on NVIDIA H100", "to make it fit: tune.llm=lora", "5,198 steps"):
+    for words in ("7,063,427,072", "does not fit on NVIDIA H100", "5,198 steps", "those that learn in float32"):
         assert words in page
+    both = ["to make it fit: optim.optimizer=adamw_8bit", "to make it fit: engine.pure_bf16=true"]
+    assert [line.partition(" (")[0] for line in page.splitlines() if "to make it fit" in line] == both
     assert "lengths estimated" in page and "assumed, --mfu" in page
+    assert main(["plan", "llava_v15_7b_finetune", "--gpu", "h100", *(words.split()[-1] for words in both)]) == 0
+    page = capsys.readouterr().out
+    assert "\nfits on NVIDIA H100" in page and "matrices that learn in bfloat16" in page
 
 
 def test_real_lengths_are_read(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from sightline.data.collate import Batch
 from sightline.model.attention import packed_attention
 from sightline.model.estimate_fit import changed
 from sightline.model.estimate_memory import Watch, without_contents
+from sightline.model.tune import kept_in
 from sightline.recipe import Recipe, load_recipe
 from sightline.train.loss import PackedLoss
 from sightline.train.optim import make_optimizer
@@ -28,6 +29,10 @@ SHAPES: dict[str, tuple[dict[str, Any], list[str]]] = {
     "frozen": (
         {"hidden_size": 96, "intermediate_size": 256, "num_hidden_layers": 6, "num_key_value_heads": 1},
         ["tune.llm=frozen", "engine.dtype=bfloat16"],
+    ),
+    "in bfloat16 alone": (
+        {"hidden_size": 128, "intermediate_size": 320, "num_hidden_layers": 4},
+        ["tune.llm=full", "engine.dtype=bfloat16", "engine.pure_bf16=true"],
     ),
     "adapters, recomputed": (
         {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 5},
@@ -56,7 +61,8 @@ def measured_peak(recipe: Recipe, pack: PackShape, dtype: torch.dtype, trace: Pa
         for module in model.modules():
             for name, old in list(module._parameters.items()):
                 if old is not None:
-                    made = torch.empty(old.shape, dtype=torch.float32 if old.requires_grad else dtype).normal_(0, 0.02)
+                    kept = kept_in(old, dtype, pure=recipe.engine.pure_bf16)
+                    made = torch.empty(old.shape, dtype=kept).normal_(0, 0.02)
                     new = torch.nn.Parameter(made, requires_grad=old.requires_grad)
                     module._parameters[name] = new
                     for group in groups:

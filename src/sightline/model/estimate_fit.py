@@ -129,6 +129,8 @@ def possible_changes(recipe: Recipe, largest: int | None = None) -> list[Change]
         offer({"engine.gradient_checkpointing": True}, "the same result, in about a third more time")
     if recipe.optim.optimizer == "adamw":
         offer({"optim.optimizer": "adamw_8bit"}, "nearly the same result; needs the extra quantize")
+    if recipe.tune.llm == "full" and not recipe.engine.pure_bf16:
+        offer({"engine.pure_bf16": True}, "weights and steps rounded to bfloat16: a less exact result")
     if recipe.tune.llm == "full":
         offer({"tune.llm": "lora"}, "adapters learn instead of all weights; set a rate for them, such as optim.lr=2e-4")
     if recipe.tune.llm == "frozen" and not recipe.tune.quantized:
@@ -147,12 +149,19 @@ def budget_of(recipe: Recipe) -> int:
 def advise(
     recipe: Recipe, need: Callable[[Recipe], float], room: float, largest: int | None = None
 ) -> list[Change] | None:
-    """The cheapest changes after which the recipe fits, together: one if one is enough; None where all do not do."""
-    for change in possible_changes(recipe, largest):
-        if need(change.recipe) <= room:
-            return [change]
+    """The cheapest changes after which the recipe fits; None where all do not do.
+
+    Of each price one alone is tried, then together with all that are cheaper: what is tuned changes last.
+    """
     taken: list[Change] = []
     present = recipe
+    for alone in possible_changes(recipe, largest):
+        if need(alone.recipe) <= room:
+            return [alone]
+        taken.append(possible_changes(present)[0])
+        present = taken[-1].recipe
+        if need(present) <= room:
+            return taken
     while changes := possible_changes(present):
         taken.append(changes[0])
         present = changes[0].recipe

@@ -15,7 +15,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from sightline.model.tune import Group
+from sightline.model.tune import Group, kept_in
 from sightline.recipe import OptimRecipe
 
 NF4 = 0.5 + (1 + 4 / 256) / 64
@@ -45,13 +45,26 @@ class Memory:
         return self.weights + self.gradients + self.optimizer + self.activations + self.logits
 
 
-def weight_bytes(model: nn.Module, dtype: torch.dtype, quantized: frozenset[int] = frozenset()) -> float:
-    """Learning tensors in float32, frozen ones in the format that they are computed with, `quantized` (ids) as NF4."""
+def weight_bytes(
+    model: nn.Module, dtype: torch.dtype, quantized: frozenset[int] = frozenset(), *, pure: bool = False
+) -> float:
+    """Every tensor in the format that it has in training (`kept_in`), frozen ones of `quantized` (ids) as NF4."""
     total = 0.0
     for tensor in model.parameters():
-        each = 4.0 if tensor.requires_grad else NF4 if id(tensor) in quantized else dtype.itemsize
-        total += each * tensor.numel()
+        four_bits = id(tensor) in quantized and not tensor.requires_grad
+        total += (NF4 if four_bits else kept_in(tensor, dtype, pure=pure).itemsize) * tensor.numel()
     return total
+
+
+def gradient_bytes(groups: Sequence[Group], dtype: torch.dtype, *, pure: bool) -> float:
+    """Gradients have the format of their tensors."""
+    return float(sum(kept_in(p, dtype, pure=pure).itemsize * p.numel() for group in groups for p in group.parameters))
+
+
+def step_bytes(groups: Sequence[Group], *, pure: bool) -> float:
+    """What the optimiser needs on the way: a matrix of bfloat16, its gradient and its noise in full, one at a time."""
+    matrices = (p.numel() for group in groups for p in group.parameters if p.ndim > 1)
+    return 12.0 * max(matrices, default=0) if pure else 0.0
 
 
 def quantized_weights(language_model: nn.Module) -> frozenset[int]:
@@ -137,7 +150,7 @@ class Watch(TorchDispatchMode):
         self.now[is_logits] -= size
 
 
-def without_contents(model: nn.Module, dtype: torch.dtype) -> None:
+def without_contents(model: nn.Module, dtype: torch.dtype, *, pure: bool = False) -> None:
     """Give a model from the meta device fake tensors on the CPU, as an engine would hold them; inside FakeTensorMode.
 
     Autocast knows no meta device, and backward adds to gradients that are there from the micro-batch before.
@@ -146,10 +159,10 @@ def without_contents(model: nn.Module, dtype: torch.dtype) -> None:
     for module in model.modules():
         for name, old in module._parameters.items():
             if old is not None and id(old) not in made:
-                new = torch.empty(old.shape, dtype=torch.float32 if old.requires_grad else dtype)
+                new = torch.empty(old.shape, dtype=kept_in(old, dtype, pure=pure))
                 made[id(old)] = nn.Parameter(new, requires_grad=old.requires_grad)
                 if old.requires_grad:
-                    made[id(old)].grad = torch.empty(old.shape, dtype=torch.float32)
+                    made[id(old)].grad = torch.empty_like(new)
             module._parameters[name] = None if old is None else made[id(old)]
         for name, buffer in module._buffers.items():
             if buffer is not None:

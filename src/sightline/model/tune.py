@@ -78,11 +78,17 @@ def check_quantizable(config: Any, tune: TuneRecipe, device: torch.device) -> No
     check_widths([llm.get_submodule(name) for name in _linear(llm, leave=saved)], device)
 
 
-def settle(model: nn.Module, dtype: torch.dtype) -> None:
-    """Learning tensors get full precision; what is frozen is stored as it is computed with, or in its 4 bits."""
+def settle(model: nn.Module, dtype: torch.dtype, *, pure: bool = False) -> None:
+    """Every tensor gets the format that it has while the model learns; 4 bits stay."""
     for parameter in model.parameters():
         if parameter.is_floating_point():
-            parameter.data = parameter.data.to(torch.float32 if parameter.requires_grad else dtype)
+            parameter.data = parameter.data.to(kept_in(parameter, dtype, pure=pure))
+
+
+def kept_in(parameter: nn.Parameter, dtype: torch.dtype, *, pure: bool) -> torch.dtype:
+    """Learning tensors have full precision, frozen ones that which they are computed with; `pure`: so have matrices."""
+    whole = parameter.requires_grad and not (pure and parameter.ndim > 1)
+    return torch.float32 if whole else dtype
 
 
 def _tune_llm(model: Model, tune: TuneRecipe) -> None:

@@ -43,7 +43,7 @@ class Engine:
         self.vlm = vlm
         self.groups = groups
         self.clip = recipe.optim.clip_grad
-        settle(vlm.model, dtype)
+        settle(vlm.model, dtype, pure=recipe.engine.pure_bf16)
         llm = vlm.model.model.language_model
         recompute(llm, recomputed)
         self.compiled = recipe.engine.compile

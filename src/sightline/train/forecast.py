@@ -47,6 +47,8 @@ class Forecast:
     pack_tokens: int
     memory: Memory
     """On each device, with the pack of so many tokens that needs most."""
+    pure_bf16: bool
+    """Whether matrices that learn have no copy in float32."""
     layers: int
     """Of the language model."""
     recomputed: int
@@ -103,6 +105,7 @@ def forecast(recipe: Recipe, rows: Rows, gpu: Gpu, *, count: int, mfu: float) ->
         max_length=recipe.batch.max_length,
         pack_tokens=budget,
         memory=memory,
+        pure_bf16=recipe.engine.pure_bf16,
         layers=layers,
         recomputed=recomputed,
         least=least,

@@ -63,12 +63,14 @@ class _HeadLoss(torch.autograd.Function):
         for at in range(0, len(hidden), rows):
             h, t = hidden[at : at + rows].to(dtype), targets[at : at + rows, None]
             logits = linear(h, w, b).to(full)
-            log_sum = logits.logsumexp(1, keepdim=True)
-            total += (log_sum - logits.gather(1, t)).sum()
+            highest, wanted = logits.amax(1, keepdim=True), logits.gather(1, t)
+            # Written over the logits, here and below: nothing else of their size is made.
+            scores = logits.sub_(highest).exp_()
+            sums = scores.sum(1, keepdim=True)
+            total += (highest + sums.log() - wanted).sum()
             if not (for_hidden or for_weight or for_bias):
                 continue
-            # softmax - 1 at the target, written over the logits.
-            slope = logits.sub_(log_sum).exp_().scatter_add_(1, t, torch.full_like(t, -1, dtype=full))
+            slope = scores.div_(sums).scatter_add_(1, t, torch.full_like(t, -1, dtype=full))
             low = slope.to(dtype)
             if d_hidden is not None:
                 d_hidden[at : at + rows] = low @ w

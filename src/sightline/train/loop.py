@@ -67,6 +67,9 @@ def train(
         summary_writer()
     device = pick_device(recipe.engine.device)
     dtype = pick_dtype(recipe.engine.dtype, device)
+    if recipe.engine.pure_bf16 and dtype != torch.bfloat16:
+        taken = str(dtype).removeprefix("torch.")
+        raise UserError(f"engine.pure_bf16: {device.type} takes {taken} by itself; add engine.dtype=bfloat16")
     meet(device)
     check_optimizer(recipe.optim, device)
     run = Path(work_dir)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from sightline.model.quantize import bitsandbytes
 from sightline.model.tune import Group
 from sightline.recipe import OptimRecipe
 from sightline.train.muon import Muon
+from sightline.train.rounded import Rounded
 
 WSD_DECAY = 0.3
 """The share of all steps in which the rate falls after it has stayed (warm-up, stable, decay)."""
@@ -22,27 +24,34 @@ def make_optimizer(groups: Sequence[Group], optim: OptimRecipe, *, fused: bool =
     """AdamW, or another one for the matrices and AdamW for the rest; a rate for each part, and vectors do not decay.
 
     Embeddings and heads are the rest's: to Muon they are no maps, and in 8 bits they are known to become unstable.
-    `fused`: AdamW in one kernel, which not every device has.
+    Tensors of bfloat16 are stepped in float32 and rounded at random. `fused`: AdamW in one kernel, which not every
+    device has.
     """
-    rows: dict[bool, list[dict[str, Any]]] = {True: [], False: []}
+    rows: dict[tuple[bool, bool], list[dict[str, Any]]] = {}
     for group in groups:
-        sorts: dict[tuple[bool, bool], list[torch.nn.Parameter]] = {}
+        sorts: dict[tuple[bool, bool, bool], list[torch.nn.Parameter]] = {}
         for parameter in group.parameters:
             other = optim.optimizer != "adamw" and parameter.ndim == 2 and id(parameter) not in group.tables
-            sorts.setdefault((other, parameter.ndim > 1), []).append(parameter)
-        for (other, decays), members in sorts.items():
+            low = parameter.dtype == torch.bfloat16
+            sorts.setdefault((low, other, parameter.ndim > 1), []).append(parameter)
+        for (low, other, decays), members in sorts.items():
             decay = optim.weight_decay if decays else 0.0
             row = {"params": members, "lr": group.lr, "highest": group.lr, "name": group.name, "weight_decay": decay}
-            rows[other].append(row)
+            rows.setdefault((low, other), []).append(row)
     parts: list[torch.optim.Optimizer] = []
-    if rows[True]:
-        parts.append(_for_matrices(rows[True], optim))
-    if rows[False]:
-        parts.append(torch.optim.AdamW(rows[False], betas=optim.betas, eps=optim.eps, fused=fused))
+    for (low, other), kind in sorted(rows.items(), key=lambda item: (item[0][0], not item[0][1])):
+        make = partial(_optimizer, optim=optim, other=other, fused=fused)
+        parts += [_rounded(row, make) for row in kind] if low else [make(kind)]
     return parts[0] if len(parts) == 1 else Several(parts)
 
 
-def _for_matrices(rows: list[dict[str, Any]], optim: OptimRecipe) -> torch.optim.Optimizer:
+def _rounded(row: dict[str, Any], make: Callable[[list[dict[str, Any]]], torch.optim.Optimizer]) -> Rounded:
+    return Rounded(row["params"], lambda whole: make([row | {"params": whole}]))
+
+
+def _optimizer(rows: list[dict[str, Any]], optim: OptimRecipe, other: bool, fused: bool) -> torch.optim.Optimizer:
+    if not other:
+        return torch.optim.AdamW(rows, betas=optim.betas, eps=optim.eps, fused=fused)
     if optim.optimizer == "muon":
         return Muon(rows, adjust_lr_fn="match_rms_adamw")
     bnb = check_optimizer(optim, rows[0]["params"][0].device)
@@ -74,6 +83,10 @@ class Several(torch.optim.Optimizer):
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         for part in self.parts:
             part.step()
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        for part in self.parts:
+            part.zero_grad(set_to_none)
 
     def state_dict(self) -> dict[str, Any]:
         return {"parts": [part.state_dict() for part in self.parts]}

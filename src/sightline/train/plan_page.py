@@ -16,6 +16,7 @@ MEMORY = {
     "activations": "a pack of {pack:,} tokens",
     "logits": "alive at that moment",
 }
+PURE = {"weights": "matrices that learn in bfloat16", "gradients": "of matrices in bfloat16"}
 
 PROMISED = {
     "llava_llama3_8b_instruct_quant_clip_vit_large_p14_336_e1_gpu1_pretrain": 20,
@@ -50,7 +51,7 @@ def _parameters(made: Forecast) -> Table:
 
 def _memory(made: Forecast) -> Table:
     table = Table("memory at the fullest moment", _right("GiB"), "of")
-    for name, what in MEMORY.items():
+    for name, what in (MEMORY | (PURE if made.pure_bf16 else {})).items():
         value = getattr(made.memory, name)
         table.add_row(name, f"{value / GIB:.2f}", what.format(pack=made.pack_tokens))
     table.add_section()
@@ -81,7 +82,9 @@ def _verdict(name: str, made: Forecast) -> list[str]:
             lines.append(f"to make it fit: {overrides} ({price})")
         if not made.changes:
             lines.append("no change of the recipe makes it fit")
-        changes_result = not made.changes or any("tune." in overrides for overrides, _ in made.changes)
+        changes_result = not made.changes or any(
+            key in overrides for overrides, _ in made.changes for key in ("tune.", "pure_bf16")
+        )
         if changes_result and made.spread_over is not None and made.spread_over > 1:
             lines.append(
                 f"about {made.spread_over} devices would hold it with weights, gradients and optimiser spread over "

@@ -6,18 +6,22 @@ The model, its tuning, the loss and the backward pass are those of training; not
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from sightline.data.collate import Batch
 from sightline.model.attention import packed_attention
+from sightline.model.estimate_fit import changed
 from sightline.model.estimate_memory import (
     Memory,
     Peak,
     Watch,
+    gradient_bytes,
     optimizer_bytes,
     quantized_weights,
+    step_bytes,
     weight_bytes,
     without_contents,
 )
@@ -57,19 +61,26 @@ def rehearse(recipe: Recipe, pack: PackShape, dtype: torch.dtype) -> Memory:
     blank, groups = tuned(recipe)
     model = blank.model
     quantized = quantized_weights(model.model.language_model) if recipe.tune.quantized else frozenset()
-    weights = weight_bytes(model, dtype, quantized)
+    pure = recipe.engine.pure_bf16
+    weights = weight_bytes(model, dtype, quantized, pure=pure)
     # What is in four bits is unpacked for its product, one matrix at a time.
     unpacked = max((p.numel() for p in model.parameters() if id(p) in quantized), default=0) * dtype.itemsize
-    learning = sum(group.size for group in groups)
     optimizer = optimizer_bytes(groups, recipe.optim)
-    peak = _peak(recipe, pack, dtype, model.config.text_config.num_hidden_layers)
+    # The optimiser does nothing to activations: recipes that differ in it share a rehearsal.
+    alike = changed(recipe, {"optim.optimizer": "adamw"}).model_dump_json()
+    peak = _seen_peak(alike, pack, dtype, model.config.text_config.num_hidden_layers)
     return Memory(
         weights=weights,
-        gradients=4.0 * learning,
+        gradients=gradient_bytes(groups, dtype, pure=pure),
         optimizer=optimizer,
-        activations=peak.others + unpacked,
+        activations=max(peak.others + unpacked, step_bytes(groups, pure=pure) - peak.logits),
         logits=peak.logits,
     )
+
+
+@lru_cache(maxsize=64)
+def _seen_peak(recipe: str, pack: PackShape, dtype: torch.dtype, layers: int) -> Peak:
+    return _peak(Recipe.model_validate_json(recipe), pack, dtype, layers)
 
 
 def _peak(recipe: Recipe, pack: PackShape, dtype: torch.dtype, layers: int) -> Peak:
@@ -94,7 +105,7 @@ def _watched(recipe: Recipe, pack: PackShape, dtype: torch.dtype, layers: int) -
                 # Flash attention needs no mask for a window, unlike the CPU's attention, which is watched here.
                 setattr(thing, "sliding_window", UNBOUNDED)  # noqa: B010
     with FakeTensorMode(allow_non_fake_inputs=True):
-        without_contents(blank.model, dtype)
+        without_contents(blank.model, dtype, pure=recipe.engine.pure_bf16)
         watch = Watch(blank.model, blank.model.config.text_config.vocab_size)
         return _step(blank, recipe, pack, dtype, watch)
 
