@@ -18,8 +18,9 @@ install: .venv/.installed
 demo: install
 	$(BIN)/sightline demo
 
+# Two processes of one thread each, files of tests as wholes: what a file makes once is made in one of them.
 test: check
-	$(BIN)/pytest -m "not slow and not clients"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile -m "not slow and not clients"
 
 test-slow: check
 	$(BIN)/pytest -m "slow and not clients"

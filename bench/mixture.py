@@ -1,6 +1,6 @@
 """Rows in the proportions of LLaVA's mix665k, in words that are made up.
 
-6 % text-only and long, a quarter long answers about one picture, the rest short questions and answers of many turns.
+6 % text-only and long, 29 % long answers about one picture, the rest short questions and answers of many turns.
 """
 
 from __future__ import annotations

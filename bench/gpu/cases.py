@@ -47,7 +47,7 @@ CASES = {
         "mixture",
         64,
         ours=(("batch.pack_tokens=4096",), (RECOMPUTE,)),
-        theirs=((2, False), (16, True), (8, True), (2, True)),
+        theirs=((4, False), (2, False), (16, True), (8, True), (2, True)),
         goals={"mfu": 0.50},
     ),
     "llama3-8b-4bit-stage1": Case(
@@ -83,7 +83,7 @@ CASES = {
         "mixture",
         16,
         ours=(("batch.pack_tokens=4096",), (RECOMPUTE,)),
-        theirs=((1, False), (4, True), (2, True), (1, True)),
+        theirs=((2, False), (1, False), (4, True), (2, True), (1, True)),
         settings=("tune.llm=lora", _LORA, "tune.vision_tower=frozen", "optim.lr=2e-4"),
         goals={"mfu": 0.50},
     ),

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -80,18 +81,28 @@ def measured(script: str, told: dict[str, Any], seconds: float) -> dict[str, Any
             facts: dict[str, Any] = json.loads(result.read_text(encoding="utf-8"))
             return facts
         said = log.read_text(encoding="utf-8", errors="replace").strip().splitlines() or ["no word"]
-    if any(sign in line for line in said[-5:] for sign in SIGNS):
+    last = last_words(said)
+    if any(sign in line for line in last for sign in SIGNS):
         return {"error": OUT_OF_MEMORY}
     print("\n".join(said[-25:]), flush=True)
-    return {"error": said[-1].strip()}
+    return {"error": last[0].strip()}
+
+
+def last_words(said: list[str]) -> list[str]:
+    """The error of the last traceback, which CUDA's go on from for several lines; without one, the last line."""
+    traces = [number for number, line in enumerate(said) if line.startswith("Traceback ")]
+    after = said[traces[-1] + 1 :] if traces else []
+    begin = next((number for number, line in enumerate(after) if line and not line[0].isspace()), None)
+    return said[-1:] if begin is None else after[begin:]
 
 
 def first_that_fits(side: str, name: str, told: dict[str, Any], args: argparse.Namespace, until: float) -> Any:
     """The facts of the first setting for which there is enough memory, with those for which there was not."""
     too_large: list[str] = []
-    facts: dict[str, Any] = {"error": "no time was left"}
+    facts: dict[str, Any] = {}
     for how, more in attempts(side, name, args):
         if (left := until - time.monotonic()) < 1:
+            facts = {"error": "no time was left"}
             break
         print(f"{name}: {SIDES[side]}, {how}", flush=True)
         facts = {"how": how} | measured(f"measure_{side}.py", told | more, left)
@@ -104,6 +115,7 @@ def first_that_fits(side: str, name: str, told: dict[str, Any], args: argparse.N
 
 def main() -> None:
     args = parsed()
+    begun = time.monotonic()
     device, dtype = args.device, args.dtype
     told = {"device": device, "dtype": dtype, "warm": args.warm, "steps": args.steps, "tiny": args.tiny}
     told |= {"limit_gib": args.limit_gib}
@@ -116,7 +128,7 @@ def main() -> None:
     print(f"{card['device']}: {card['flops'] / 1e12:.1f} TFLOP/s in a matrix product of {dtype}", flush=True)
     found = json.loads(args.out.read_text(encoding="utf-8")) if args.out.exists() else {}
     for name in args.cases:
-        until = time.monotonic() + args.seconds
+        until = begun + args.seconds
         job = told | {"case": name, "flops": card["flops"]}
         result = {
             "device": card["device"],
@@ -132,6 +144,7 @@ def main() -> None:
             found[name] = result
             args.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
         print(table({name: result}), flush=True)
+        begun = time.monotonic()
     print(table(found))
 
 
@@ -142,7 +155,7 @@ def command(name: str, args: argparse.Namespace) -> str:
     told += ["--set", *args.set] if args.set else []
     told += ["--without", *args.without] if args.without else []
     told += ["--limit-gib", f"{args.limit_gib:g}"] if args.limit_gib else []
-    return " ".join(["python", "bench/gpu/gpu.py", *told])
+    return shlex.join(["python", "bench/gpu/gpu.py", *told])
 
 
 def profiled(args: argparse.Namespace, told: dict[str, Any]) -> None:
@@ -162,7 +175,7 @@ def parsed(given: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results" / "gpu.json")
     parser.add_argument("--steps", type=int, default=5, help="that are timed")
     parser.add_argument("--warm", type=int, default=2, help="steps before them")
-    parser.add_argument("--seconds", type=float, default=590, help="the most for a case")
+    parser.add_argument("--seconds", type=float, default=590, help="the most for a case; the card's own is the first's")
     parser.add_argument("--set", nargs="+", default=[], metavar="a.b=c", help="of Sightline's recipe")
     parser.add_argument("--without", nargs="+", choices=["packing", "varlen"], default=[], help="what Sightline leaves")
     parser.add_argument("--limit-gib", type=float, help="hold the card to so much memory")
@@ -173,6 +186,8 @@ def parsed(given: Sequence[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(given)
     if args.warm < 1 or args.steps < 1:
         parser.error("--warm and --steps: at least 1, because a step is timed from the end of the one before")
+    if args.limit_gib is not None and args.limit_gib <= 0:
+        parser.error("--limit-gib: more than 0")
     return args
 
 

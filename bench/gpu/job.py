@@ -61,7 +61,7 @@ def run(measure: Callable[[Job], dict[str, Any]]) -> None:
     """`script.py JOB RESULT`: measure, and write the facts, or that there was too little memory."""
     told, result = json.loads(sys.argv[1]), Path(sys.argv[2])
     job = Job(**{key: tuple(value) if isinstance(value, list) else value for key, value in told.items()})
-    if job.device == "cuda" and job.limit_gib is not None:
+    if job.device == "cuda" and job.limit_gib is not None and torch.cuda.is_available():
         total = torch.cuda.get_device_properties(0).total_memory
         torch.cuda.set_per_process_memory_fraction(min(1.0, job.limit_gib * 2**30 / total))
     try:

@@ -44,7 +44,8 @@ def measure(job: Job) -> dict[str, Any]:
     ends, losses = [], []
     for number, batches in enumerate(made):
         if number == job.warm and job.profile is not None:
-            Path(job.profile).write_text(table_of(lambda taken=batches: one_step(world, engine, taken), device))
+            found = table_of(lambda taken=batches: one_step(world, engine, taken), device)
+            Path(job.profile).write_text(found, encoding="utf-8")
             return {"profile": job.profile}
         losses.append(one_step(world, engine, batches))
         ends.append(clock(device))
@@ -77,7 +78,11 @@ def recomputed(world: World, job: Job) -> int:
     if job.limit_gib is not None:
         room = min(room, job.limit_gib * GIB * USABLE)
     data: Any = Listed(world.rows)
-    return layers_recomputed(world.recipe, rows_of(data), layers, room=room, count=1)
+    try:
+        return layers_recomputed(world.recipe, rows_of(data), layers, room=room, count=1)
+    except RuntimeError as error:  # as `train` does; `layers_recomputed` in the results says so
+        print(f"how much memory a step takes cannot be told: {error}")
+        return layers
 
 
 @dataclass(frozen=True)

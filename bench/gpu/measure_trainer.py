@@ -56,6 +56,8 @@ class Times(TrainerCallback):
 def measure(job: Job) -> dict[str, Any]:
     world = build(job)
     settle(world.vlm.model, world.dtype)
+    # Trainer says it of the whole model, but the language model goes by its own, and would copy all keys and values.
+    world.vlm.model.config.text_config.use_cache = False
     made = list(steps_of(world.rows, job.global_batch))
     batches = [padded(rows, world) for step in made for rows in cut(step, job.at_once)]
     times = Times(world.device)

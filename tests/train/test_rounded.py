@@ -42,25 +42,37 @@ def test_what_bfloat16_holds_stays() -> None:
     assert rounded(torch.tensor([float("nan")]), generator()).isnan().all()
 
 
-@pytest.mark.parametrize(("optimizer", "rate"), [("adamw", 1e-4), ("muon", 1e-2)])
-def test_steps_that_are_smaller_than_a_number_of_bfloat16_add_up(optimizer: str, rate: float) -> None:
+def test_steps_that_are_smaller_than_a_number_of_bfloat16_add_up() -> None:
     """As far in the mean as in float32, where rounding to the nearest would stay at the start."""
-    start = 1.0
-    optim = OptimRecipe(lr=rate, optimizer=optimizer)
+    start, rate = 1.0, 1e-4  # a fortieth of the distance to the next lower number
     ends = []
     for dtype in (torch.float32, torch.bfloat16):
         weight = nn.Parameter(torch.full((64, 64), start, dtype=dtype))
-        stepping = make_optimizer([Group("llm", (weight,), rate)], optim)
+        stepping = make_optimizer([Group("llm", (weight,), rate)], OptimRecipe(lr=rate))
         gradients = torch.Generator().manual_seed(1)
         for _ in range(40):
-            weight.grad = (1 + torch.rand(64, 64, generator=gradients)).bfloat16().to(dtype)
+            weight.grad = (1 + torch.rand(64, 64, generator=gradients)).to(dtype)
             stepping.step()
             stepping.zero_grad()
             assert weight.grad is None and weight.dtype == dtype
         ends.append(weight.detach().float().mean().item())
     assert ends[1] == pytest.approx(ends[0], abs=0.05 * abs(ends[0] - start))
-    step = (start - ends[0]) / 40
-    assert step > 0 and torch.tensor(start - step).bfloat16().item() == start
+    assert torch.tensor(start - rate).bfloat16().item() == start
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_step_is_that_of_float32_and_then_rounded(optimizer: str) -> None:
+    ends = []
+    for dtype in (torch.float32, torch.bfloat16):
+        torch.manual_seed(0)
+        weight = nn.Parameter((1.25 + 0.25 * torch.rand(64, 64)).bfloat16().to(dtype))
+        stepping = make_optimizer([Group("llm", (weight,), 0.05)], OptimRecipe(lr=0.05, optimizer=optimizer))
+        weight.grad = torch.randn(64, 64).bfloat16().to(dtype)
+        stepping.step()
+        ends.append(weight.detach().float())
+    whole, low = ends
+    assert (low - whole).abs().max() < 1 / 128 and not torch.equal(low, whole.bfloat16().float())
+    assert (whole - whole.bfloat16().float()).abs().max() > 1 / 512
 
 
 def test_vectors_are_as_ever_and_rates_reach_all() -> None:
