@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -20,7 +21,14 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 RESULT = HERE / "results" / "ranks.json"
-PRODUCTS = "import torch; a = torch.randn(1536, 1536); [a @ a for _ in range(60)]"
+PRODUCTS = """
+import torch
+a = torch.randn(1536, 1536)
+for wait in (input, str):
+    [a @ a for _ in range(60)]
+    print(flush=True)
+    wait()
+"""
 ALONE = os.environ | {"OMP_NUM_THREADS": "1"}
 
 
@@ -30,6 +38,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--folder", type=Path, help="the world of bench/race, or where to make it")
     args = parser.parse_args()
+    if args.rounds < 1 or args.steps < 2:
+        parser.error("--rounds: at least 1, --steps: at least 2, because the first does not count")
     work = Path(tempfile.mkdtemp(prefix="sightline-ranks-"))
     folder = args.folder or work / "world"
     if not folder.exists():
@@ -45,6 +55,7 @@ def main() -> None:
     result = {name: statistics.median(one[name] for one in rounds) for name in rounds[0]}
     made = {"median": result, "rounds": rounds, "cpus": os.cpu_count()}
     RESULT.write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
+    shutil.rmtree(work)
 
 
 def write_recipe(folder: Path, path: Path) -> None:
@@ -66,17 +77,18 @@ def trained(work: Path, number: int, ranks: int, steps: int) -> tuple[list[float
     if output.returncode:
         raise SystemExit(output.stderr[-2000:])
     lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    shutil.rmtree(run)  # or six checkpoints would lie there
     return [line["loss"] for line in lines], sum(line["seconds"] for line in lines[1:])
 
 
 def products(processes: int) -> float:
     """Seconds in which so many processes each make their matrix products."""
     started = [
-        subprocess.Popen([sys.executable, "-c", f"{PRODUCTS}; input(); {PRODUCTS}; print(flush=True)"],
-                         env=ALONE, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        subprocess.Popen([sys.executable, "-c", PRODUCTS], env=ALONE, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         for _ in range(processes)
-    ]  # fmt: skip
-    time.sleep(8)  # until torch is there and warm
+    ]
+    for process in started:
+        process.stdout.readline()  # type: ignore[union-attr]  # torch is there and warm
     begun = time.perf_counter()
     for process in started:
         process.stdin.write(b"\n")  # type: ignore[union-attr]
@@ -84,8 +96,8 @@ def products(processes: int) -> float:
     for process in started:
         process.stdout.readline()  # type: ignore[union-attr]
     seconds = time.perf_counter() - begun
-    for process in started:
-        process.wait()
+    if any(process.wait() for process in started):
+        raise SystemExit("a process that makes matrix products failed; what it said is above")
     return seconds
 
 

@@ -26,11 +26,13 @@ LEVERS = [*CHANGES, *SETTINGS]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--levers", nargs="+", choices=LEVERS, default=LEVERS, metavar="LEVER")
-    parser.add_argument("--mode", choices=["full", "frozen", "lora"], default="full")
+    parser.add_argument("--mode", choices=race.MODES, default="full")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=1, help="of each turn")
     parser.add_argument("--folder", type=Path, help="where the world is, or will be (default: made anew)")
     args = parser.parse_args()
+    if args.rounds < 1 or args.steps < 1:
+        parser.error("--rounds and --steps: at least 1")
     work = Path(tempfile.mkdtemp(prefix="sightline-ablation-"))
     folder = args.folder or work / "world"
     if not folder.exists():

@@ -1,7 +1,7 @@
 """Sightline beside the programs that people train LLaVA with: the same rows, ids, targets and model, turn by turn.
 
     make bench                  # builds an environment for each racer, races, writes bench/results/race.json
-    python bench/race/race.py --modes full --racers sightline trainer --rounds 5 --steps 2
+    python bench/race/race.py --modes full --racers "transformers Trainer" --rounds 5 --steps 2
 
 All racers of a mode are started and held (SIGSTOP); then each in turn runs on alone for a few steps, round after round,
 so that what else the machine does meets all of them. Before a racer counts, its first loss and its number of targets
@@ -35,6 +35,7 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 RESULTS = ROOT / "bench" / "results" / "race.json"
 GLOBAL_BATCH, WARM = 8, 2
+MODES = ["full", "frozen", "lora"]
 
 sys.path.insert(0, str(ROOT / "tests" / "clients"))
 import environments  # noqa: E402
@@ -130,6 +131,8 @@ def race(
     names: Sequence[str], mode: str, folder: Path, work: Path, rounds: int, steps: int, keep_going: bool
 ) -> dict[str, Any]:
     """Name -> what `result` says, or `failed`: why it is left out (never the first, whom all are compared with)."""
+    # Else those who are held would stay for ever when the race is ended.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     tokens = [len(row["ids"]) for row in json.loads((folder / "tokens.json").read_text())]
     racers: dict[str, Racer] = {}
     failed: dict[str, str] = {}
@@ -228,10 +231,18 @@ def machine() -> dict[str, Any]:
     return {"processor": name, "cpus": os.cpu_count(), "memory_gb": memory, "load": round(os.getloadavg()[0], 1)}
 
 
+def chosen(told: Sequence[str]) -> list[str]:
+    """The racers whose names begin so, and Sightline, whom all are compared with; raises ValueError for no racer's."""
+    for begin in told:
+        if not any(name.startswith(begin) for name in RACERS):
+            raise ValueError(f"{begin!r} begins no racer's name; there are: {'; '.join(RACERS)}")
+    return [name for name in RACERS if name == "sightline" or name.startswith(tuple(told))]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--modes", nargs="+", default=["full", "frozen", "lora"])
-    parser.add_argument("--racers", nargs="+", default=list(RACERS), help="names, or how they begin")
+    parser.add_argument("--modes", nargs="+", choices=MODES, default=MODES)
+    parser.add_argument("--racers", nargs="+", default=list(RACERS), help="names, or how they begin; Sightline always")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=2, help="of each turn")
     parser.add_argument("--folder", type=Path, help="where the world is, or will be (default: made anew)")
@@ -243,8 +254,13 @@ def main() -> None:
     args = parser.parse_args()
     if args.together < 2:
         parser.error("--together: a race needs two at least")
+    if args.rounds < 1 or args.steps < 1:
+        parser.error("--rounds and --steps: at least 1")
+    try:
+        names = chosen(args.racers)
+    except ValueError as error:
+        parser.error(f"--racers: {error}")
     environments.TABLE.update(tomllib.loads((HERE / "environments.toml").read_text()))
-    names = [name for name in RACERS if name.startswith(tuple(args.racers))]
     work = Path(tempfile.mkdtemp(prefix="sightline-race-"))
     folder = args.folder or work / "world"
     if not folder.exists():

@@ -21,6 +21,7 @@ from sightline.types import IGNORE
 SETTINGS = {
     "without packing": ["batch.pack_tokens=2"],
     "packs of 768 tokens": ["batch.pack_tokens=768"],
+    "packs of 1,024 tokens": ["batch.pack_tokens=1024"],
     "packs of 2,048 tokens": ["batch.pack_tokens=2048"],
     "pictures decoded between steps": ["batch.workers=0"],
     "all activations computed twice": ["engine.gradient_checkpointing=true"],

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -110,6 +112,39 @@ def test_as_many_layers_are_computed_twice_as_the_card_asks_for(monkeypatch: pyt
     assert asked["room"] == pytest.approx(46 * 2**30)
 
 
+def test_where_a_forecast_fails_all_layers_are_computed_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in `train`: versions differ in what they can follow without numbers, and a measurement shall not end by it."""
+    told = job.Job(case="llava-7b-lora", **CARD)
+    world = built.build(told)
+
+    def forecast(*_: Any, **__: Any) -> int:
+        raise RuntimeError("no fake kernel")
+
+    monkeypatch.setattr(measure_sightline, "layers_recomputed", forecast)
+    monkeypatch.setattr(measure_sightline, "room_on", lambda _: 72.0 * 2**30)
+    assert measure_sightline.recomputed(world, told) == 2
+
+
+def test_weights_in_bfloat16_alone_with_8_bit_adamw() -> None:
+    """`--set` on the case that learns in full: the smallest that Sightline has."""
+    settings = ("engine.pure_bf16=true", "optim.optimizer=adamw_8bit")
+    card = CARD | {"dtype": "bfloat16"}
+    whole, low = (measure_sightline.measure(job.Job(case="phi3-mini-full", settings=s, **card)) for s in ((), settings))
+    assert low["first_loss"] == pytest.approx(whole["first_loss"], rel=5e-3)
+    assert low["last_loss"] < low["first_loss"]
+    args = gpu.parsed(["--cases", "phi3-mini-full", "--set", *settings])
+    assert all(told["settings"][-2:] == [*settings] for _, told in gpu.attempts("sightline", "phi3-mini-full", args))
+
+
+def test_the_other_trainer_keeps_no_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which copies keys and values: no work of training."""
+    from transformers.cache_utils import DynamicCache
+
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    monkeypatch.setattr(DynamicCache, "__init__", lambda *_, **__: pytest.fail("a cache is made"))
+    measure_trainer.measure(job.Job(case="phi3-mini-full", settings=(gpu.KEEP,), at_once=2, **CARD))
+
+
 def at_full_size(name: str) -> Any:
     return job.Job(case=name, device="cpu", dtype="bfloat16", warm=1, steps=1).recipe
 
@@ -202,6 +237,18 @@ def script(folder: Path, text: str) -> str:
         ("raise ImportError('no module named peft')", {"error": "ImportError: no module named peft"}),
         ("raise RuntimeError('CUDA out of memory. Tried to allocate')", {"error": "out of memory"}),
         ("raise RuntimeError('CUBLAS_STATUS_ALLOC_FAILED when calling')", {"error": "out of memory"}),
+        (
+            "print('Traceback (most recent call last):\\n  File\\nRuntimeError: CUDA error: device-side assert\\n'"
+            "'CUDA kernel errors might be reported later.\\nCompile with `TORCH_USE_CUDA_DSA`.'); sys.exit(1)",
+            {"error": "RuntimeError: CUDA error: device-side assert"},
+        ),
+        (
+            "print('Traceback (most recent call last):\\n  File\\nAcceleratorError: CUDA error: out of memory\\n'"
+            "'Search for it.\\nCUDA kernel errors\\nFor debugging\\nCompile with\\nDevice-side assertions\\n'"
+            "'Exception ignored in: a destructor'); sys.exit(1)",
+            {"error": "out of memory"},
+        ),
+        ("sys.exit('torch is too old')", {"error": "torch is too old"}),
         ("time.sleep(60)", {"error": "not done after 1 s"}),
     ],
 )
@@ -223,10 +270,51 @@ def test_the_next_setting_is_tried_where_memory_is_short(monkeypatch: pytest.Mon
     assert [tuple(job["settings"]) for job in told] == [(*s, "run.seed=1") for s in CASES["phi3-mini-full"].ours[:3]]
 
 
+def test_what_was_not_tried_for_want_of_time_is_no_want_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+
+    def measured(script: str, job: dict[str, Any], seconds: float) -> dict[str, Any]:
+        now[0] += 60
+        return {"error": OUT_OF_MEMORY}
+
+    monkeypatch.setattr(gpu, "measured", measured)
+    monkeypatch.setattr(gpu, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    found = gpu.first_that_fits("sightline", "phi3-mini-full", {}, gpu.parsed([]), 100)
+    assert found["error"] == "no time was left" and len(found["too_large"]) == 2
+
+
+def test_a_case_takes_no_longer_than_told_with_the_card_s_own_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """590 seconds for each: what a machine that is lent for 10 minutes a command has."""
+    now, given = [0.0], []
+
+    def measured(script: str, job: dict[str, Any], seconds: float) -> dict[str, Any]:
+        if script == "measure_card.py":
+            now[0] += 20
+            return {"device": "d", "gib": 80.0, "flops": 1e12, "versions": {}}
+        now[0] += 30
+        given.append(seconds)
+        return {"error": "none"}
+
+    monkeypatch.setattr(gpu, "measured", measured)
+    monkeypatch.setattr(gpu, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    told = ["gpu.py", "--cases", "llava-7b-lora", "next-7b-lora", "--out", str(tmp_path / "gpu.json")]
+    monkeypatch.setattr(sys, "argv", told)
+    gpu.main()
+    assert given == [570, 540, 590, 560]
+
+
+def test_no_limit_of_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        gpu.parsed(["--limit-gib", "0"])
+    assert "--limit-gib: more than 0" in capsys.readouterr().err
+
+
 def test_a_result_names_the_command_that_makes_it_again() -> None:
-    given = ["--cases", "llava-7b-lora", "--set", "engine.compile=true", "--without", "varlen", "--limit-gib", "12"]
+    given = ["--cases", "llava-7b-lora", "--set", "tune.llm_lora={r: 8}", "--without", "varlen", "--limit-gib", "12"]
     args = gpu.parsed([*given, "--out", "/somewhere/x.json"])
-    words = gpu.command("llava-7b-lora", args).split()
+    words = shlex.split(gpu.command("llava-7b-lora", args))
     assert words[:2] == ["python", "bench/gpu/gpu.py"] and "/somewhere/x.json" not in words
     assert {**vars(gpu.parsed(words[2:])), "out": None} == {**vars(args), "out": None}
 
