@@ -96,6 +96,11 @@ def test_recomputing_costs_time(capsys: pytest.CaptureFixture[str], quick: None)
     assert again["hours"] / kept["hours"] == pytest.approx(1.5, abs=0.05)  # 4 operations per weight become 6
 
 
+def test_a_device_without_bfloat16_is_not_told_to_use_it(capsys: pytest.CaptureFixture[str]) -> None:
+    words = "engine.pure_bf16: NVIDIA T4 does not compute in bfloat16; leave it out"
+    assert words in refused(capsys, "llava_v15_7b_finetune", "engine.pure_bf16=true", "--gpu", "t4")
+
+
 def test_no_time_without_a_peak(capsys: pytest.CaptureFixture[str], quick: None) -> None:
     made = planned(capsys, "llava_v15_7b_pretrain", "--gpu", "20gb")
     assert made["fits"] and made["hours"] is None and made["rows_per_second"] is None

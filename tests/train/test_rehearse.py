@@ -110,6 +110,19 @@ def test_within_5_percent_of_what_the_allocator_hands_out(name: str, tmp_path: P
     assert expected.activations + expected.logits == pytest.approx(peak - kept, rel=0.05)
 
 
+def test_the_fullest_moment_may_be_the_step(tmp_path: Path) -> None:
+    """With weights in bfloat16 alone: a large table is brought to float32, and needs noise of its size."""
+    words = 20_000
+    recipe = small_recipe(
+        tmp_path, {"hidden_size": 128, "num_hidden_layers": 1, "vocab_size": words}, SHAPES["in bfloat16 alone"][1]
+    )
+    pack = PackShape((40,), 8, 1)
+    expected = rehearse(recipe, pack, torch.bfloat16)
+    assert expected.activations + expected.logits >= 8 * 128 * words
+    peak = measured_peak(recipe, pack, torch.bfloat16, tmp_path / "trace.json")
+    assert expected.total == pytest.approx(peak, rel=0.02)
+
+
 def test_saved_tensors_are_part_of_it(tmp_path: Path) -> None:
     """What autograd keeps for backward cannot be more than what is alive, and without recomputing is most of it."""
     recipe = small_recipe(tmp_path, *SHAPES["full"])

@@ -16,6 +16,7 @@ from torch import nn
 from sightline.errors import CheckpointError, RecipeError, UserError
 from sightline.model.tune import Group
 from sightline.recipe import OptimRecipe, load_recipe
+from sightline.train import loop
 from sightline.train.loop import train
 from sightline.train.optim import make_optimizer, set_rates
 from sightline.train.rounded import Rounded, rounded
@@ -39,7 +40,9 @@ def test_what_bfloat16_holds_stays() -> None:
     exact = torch.tensor([0.0, -0.0, 1.0, -3.0, 2.0**-130, float("inf"), float("-inf")])
     for seed in range(20):
         assert torch.equal(rounded(exact, generator(seed)).float(), exact)
-    assert rounded(torch.tensor([float("nan")]), generator()).isnan().all()
+    # The bits of a NaN are up to who makes it: those of CUDA are all ones, and one more would be -0.
+    nans = torch.tensor([0x7FC00000, 0x7FFFFFFF, 0x7F800001, -1], dtype=torch.int32).view(torch.float32)
+    assert nans.isnan().all() and rounded(nans, generator()).isnan().all()
 
 
 def test_steps_that_are_smaller_than_a_number_of_bfloat16_add_up() -> None:
@@ -73,6 +76,20 @@ def test_a_step_is_that_of_float32_and_then_rounded(optimizer: str) -> None:
     whole, low = ends
     assert (low - whole).abs().max() < 1 / 128 and not torch.equal(low, whole.bfloat16().float())
     assert (whole - whole.bfloat16().float()).abs().max() > 1 / 512
+
+
+def test_the_noise_of_a_step_is_that_of_all_ranks() -> None:
+    """Whatever each has drawn before, as for dropout: their copies must stay equal."""
+    ends = []
+    for rank in range(2):
+        weight = nn.Parameter(torch.full((64, 64), 1.25).bfloat16())
+        stepping = make_optimizer([Group("llm", (weight,), 1e-3)], OptimRecipe(lr=1e-3))
+        torch.manual_seed(rank)
+        for _ in range(3):
+            weight.grad = torch.ones_like(weight)
+            stepping.step()
+        ends.append(weight.detach())
+    assert torch.equal(*ends) and len(ends[0].unique()) > 1
 
 
 def test_vectors_are_as_ever_and_rates_reach_all() -> None:
@@ -126,6 +143,15 @@ def test_it_is_refused_where_the_run_computes_in_another_format(path: Path, tmp_
     recipe = load_recipe(str(path), ["engine.pure_bf16=true", "engine.dtype=auto", "engine.device=cpu"])
     with pytest.raises(UserError, match=r"engine.pure_bf16: cpu takes float32 by itself; add engine.dtype=bfloat16"):
         train(recipe, tmp_path / "run")
+
+
+def test_a_device_without_bfloat16_is_not_asked_for_it(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An old GPU takes float16 by itself, and would refuse engine.dtype=bfloat16."""
+    monkeypatch.setattr(loop, "pick_dtype", lambda name, device: torch.float16)
+    with pytest.raises(UserError, match=r"engine.pure_bf16: cpu does not compute in bfloat16; leave it out"):
+        train(load_recipe(str(path), ["engine.pure_bf16=true"]), tmp_path / "run")
 
 
 def test_8_bits_beside_it(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,8 @@ class Gpu:
     """Dense bfloat16 (float16 on Volta and Turing) with sums in float32, 10**12 per second; None where unknown."""
     reported_as: tuple[str, ...] = ()
     """How the name ends that the driver gives it."""
+    bfloat16: bool = True
+    """Whether it computes in that format."""
 
     @property
     def room(self) -> float:
@@ -102,24 +104,28 @@ def largest_budget(need: Callable[[int], float], room: float, first: int, most: 
 class Change:
     """A change of a recipe that saves memory."""
 
-    overrides: tuple[str, ...]
-    """As they are written behind `sightline train`."""
+    values: dict[str, Any]
+    """At dotted keys."""
     price: str
     """What it costs, in words."""
     recipe: Recipe
+    """With this change, and with those that are advised before it."""
+
+    @property
+    def overrides(self) -> tuple[str, ...]:
+        """As they are written behind `sightline train`."""
+        return tuple(f"{key}={_written(value)}" for key, value in self.values.items())
 
 
-def possible_changes(recipe: Recipe, largest: int | None = None) -> list[Change]:
+def possible_changes(recipe: Recipe, largest: int | None = None, *, bfloat16: bool = True) -> list[Change]:
     """What could be changed in this recipe, the cheapest first: those that leave the result alone before the others.
 
-    `largest`: the largest token budget that fits.
+    `largest`: the largest token budget that fits. `bfloat16`: whether the device has it.
     """
     found = []
 
-    def offer(overrides: dict[str, Any], price: str) -> None:
-        found.append(
-            Change(tuple(f"{key}={_written(v)}" for key, v in overrides.items()), price, changed(recipe, overrides))
-        )
+    def offer(values: dict[str, Any], price: str) -> None:
+        found.append(Change(values, price, changed(recipe, values)))
 
     shortest, budget = recipe.batch.max_length, budget_of(recipe)
     smaller = max(shortest, largest or 0)
@@ -129,7 +135,8 @@ def possible_changes(recipe: Recipe, largest: int | None = None) -> list[Change]
         offer({"engine.gradient_checkpointing": True}, "the same result, in about a third more time")
     if recipe.optim.optimizer == "adamw":
         offer({"optim.optimizer": "adamw_8bit"}, "nearly the same result; needs the extra quantize")
-    if recipe.tune.llm == "full" and not recipe.engine.pure_bf16:
+    engine = recipe.engine
+    if recipe.tune.llm == "full" and bfloat16 and not engine.pure_bf16 and engine.dtype in ("auto", "bfloat16"):
         offer({"engine.pure_bf16": True}, "weights and steps rounded to bfloat16: a less exact result")
     if recipe.tune.llm == "full":
         offer({"tune.llm": "lora"}, "adapters learn instead of all weights; set a rate for them, such as optim.lr=2e-4")
@@ -147,27 +154,47 @@ def budget_of(recipe: Recipe) -> int:
 
 
 def advise(
-    recipe: Recipe, need: Callable[[Recipe], float], room: float, largest: int | None = None
+    recipe: Recipe,
+    need: Callable[[Recipe], float],
+    room: float,
+    largest: int | None = None,
+    *,
+    bfloat16: bool = True,
 ) -> list[Change] | None:
     """The cheapest changes after which the recipe fits; None where all do not do.
 
-    Of each price one alone is tried, then together with all that are cheaper: what is tuned changes last.
+    Of each price one alone is tried, then together with all that are cheaper, less those that are not needed beside
+    it: what is tuned changes last. `largest` and `bfloat16`: as in `possible_changes`.
     """
     taken: list[Change] = []
     present = recipe
-    for alone in possible_changes(recipe, largest):
-        if need(alone.recipe) <= room:
-            return [alone]
-        taken.append(possible_changes(present)[0])
-        present = taken[-1].recipe
-        if need(present) <= room:
-            return taken
-    while changes := possible_changes(present):
+    alone = iter(possible_changes(recipe, largest, bfloat16=bfloat16))
+    while changes := possible_changes(present, bfloat16=bfloat16):
+        if (one := next(alone, None)) is not None and need(one.recipe) <= room:
+            return [one]
         taken.append(changes[0])
         present = changes[0].recipe
         if need(present) <= room:
-            return taken
+            return _needed(recipe, taken, need, room)
     return None
+
+
+def _needed(recipe: Recipe, taken: list[Change], need: Callable[[Recipe], float], room: float) -> list[Change]:
+    """The changes without which the recipe would not fit, the dearer ones left out first."""
+    for change in taken[-2::-1]:
+        fewer = _in_turn(recipe, [other for other in taken if other.values != change.values])
+        if need(fewer[-1].recipe) <= room:
+            taken = fewer
+    return taken
+
+
+def _in_turn(recipe: Recipe, changes: list[Change]) -> list[Change]:
+    """The changes, one made after the other."""
+    made = []
+    for change in changes:
+        recipe = changed(recipe, change.values)
+        made.append(replace(change, recipe=recipe))
+    return made
 
 
 def cards_needed(shared: float, own: float, room: float, most: int = 64) -> int | None:

@@ -62,9 +62,9 @@ def gradient_bytes(groups: Sequence[Group], dtype: torch.dtype, *, pure: bool) -
 
 
 def step_bytes(groups: Sequence[Group], *, pure: bool) -> float:
-    """What the optimiser needs on the way: a matrix of bfloat16, its gradient and its noise in full, one at a time."""
+    """What AdamW needs on the way: a matrix in full, its noise, and what they are rounded to, one matrix at a time."""
     matrices = (p.numel() for group in groups for p in group.parameters if p.ndim > 1)
-    return 12.0 * max(matrices, default=0) if pure else 0.0
+    return 11.0 * max(matrices, default=0) if pure else 0.0
 
 
 def quantized_weights(language_model: nn.Module) -> frozenset[int]:

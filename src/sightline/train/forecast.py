@@ -78,6 +78,8 @@ def forecast(recipe: Recipe, rows: Rows, gpu: Gpu, *, count: int, mfu: float) ->
     """For `count` devices of a kind, each with a whole copy, that reach the share `mfu` of their peak."""
     blank, _ = tuned(recipe)
     budget, ideal = budget_of(recipe), operations(blank.model)
+    if recipe.engine.pure_bf16 and not gpu.bfloat16:
+        raise RecipeError(f"engine.pure_bf16: {gpu.name} does not compute in bfloat16; leave it out")
     if budget > MOST:
         raise RecipeError(f"batch.pack_tokens {budget}: a forecast goes up to {MOST} tokens")
     rehearsal = _Rehearsal(
@@ -91,7 +93,7 @@ def forecast(recipe: Recipe, rows: Rows, gpu: Gpu, *, count: int, mfu: float) ->
     kept = memory.weights + memory.gradients + memory.optimizer
     fits = memory.total <= gpu.room
     largest = rehearsal.largest(recipe, gpu.room) if kept < gpu.room else None
-    changes = None if fits else advise(recipe, rehearsal.total, gpu.room, largest)
+    changes = None if fits else advise(recipe, rehearsal.total, gpu.room, largest, bfloat16=gpu.bfloat16)
     cost = rows.operations(ideal, blank.tiles_per_image)
     twice = rows.operations(operations(blank.model, recompute=True), blank.tiles_per_image)
     executed = cost + (twice - cost) * recomputed / layers
@@ -206,7 +208,9 @@ def gpu_here() -> Gpu:
         return gpus()["h100"]
     properties = torch.cuda.get_device_properties(0)
     peak = known_peak(properties.name)
-    return Gpu("here", properties.name, properties.total_memory / GIB, None if peak is None else peak / 1e12)
+    able = torch.cuda.is_bf16_supported(including_emulation=False)
+    tflops = None if peak is None else peak / 1e12
+    return Gpu("here", properties.name, properties.total_memory / GIB, tflops, bfloat16=able)
 
 
 def room_on(device: torch.device) -> float | None:

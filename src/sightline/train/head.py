@@ -64,7 +64,7 @@ class _HeadLoss(torch.autograd.Function):
             h, t = hidden[at : at + rows].to(dtype), targets[at : at + rows, None]
             logits = linear(h, w, b).to(full)
             highest, wanted = logits.amax(1, keepdim=True), logits.gather(1, t)
-            # Written over the logits, here and below: nothing else of their size is made.
+            # Written over the logits, here and below: nothing else of their size is made in full precision.
             scores = logits.sub_(highest).exp_()
             sums = scores.sum(1, keepdim=True)
             total += (highest + sums.log() - wanted).sum()

@@ -68,8 +68,10 @@ def train(
     device = pick_device(recipe.engine.device)
     dtype = pick_dtype(recipe.engine.dtype, device)
     if recipe.engine.pure_bf16 and dtype != torch.bfloat16:
-        taken = str(dtype).removeprefix("torch.")
-        raise UserError(f"engine.pure_bf16: {device.type} takes {taken} by itself; add engine.dtype=bfloat16")
+        # By itself a device takes float16 only where it has nothing better.
+        lacks = f"{device.type} does not compute in bfloat16; leave it out"
+        unasked = f"{device.type} takes float32 by itself; add engine.dtype=bfloat16"
+        raise UserError(f"engine.pure_bf16: {lacks if dtype == torch.float16 else unasked}")
     meet(device)
     check_optimizer(recipe.optim, device)
     run = Path(work_dir)

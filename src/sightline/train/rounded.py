@@ -41,8 +41,8 @@ class Rounded(torch.optim.Optimizer):
                 generators[low.device] = torch.Generator(low.device).manual_seed(self.steps)
             whole.data, whole.grad = low.float(), low.grad.float()
             part.step()
-            low.copy_(rounded(whole.data, generators[low.device]))
             whole.grad = None
+            low.copy_(rounded(whole.data, generators[low.device]))
             whole.data = whole.new_empty((0,) * low.ndim)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
@@ -63,4 +63,6 @@ def rounded(values: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """float32 -> bfloat16, one of the two neighbours, whose mean over many draws is the value."""
     # bfloat16 is the upper half of the bits: what is added to the lower half carries as often as that half is large.
     noise = torch.randint(0, 2**16, values.shape, dtype=torch.int32, device=values.device, generator=generator)
-    return noise.add_(values.view(torch.int32)).bitwise_and_(-(2**16)).view(torch.float32).bfloat16()
+    low = noise.add_(values.view(torch.int32)).bitwise_and_(-(2**16)).view(torch.float32).bfloat16()
+    # There the carry runs into exponent and sign: a NaN of CUDA, all ones, would become -0.
+    return low.masked_fill_(values.isnan(), float("nan"))
