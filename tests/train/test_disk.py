@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from runs import SHORT, contents
+from safetensors.torch import load_file
 
 from sightline.errors import CheckpointError
 from sightline.model import save as save_module
@@ -78,6 +79,22 @@ def test_no_space_left(
     monkeypatch.undo()
     train(load_recipe(str(path), SHORT), run, resume="auto")
     assert (run / "hf" / "model.safetensors").is_file() and not list(run.glob(".*"))
+
+
+def test_what_a_checkpoint_needs_is_asked_for_before(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights of two bytes have moments of eight."""
+    pure = load_recipe(str(path), [*SHORT, "engine.dtype=bfloat16", "engine.pure_bf16=true"])
+    train(pure, tmp_path / "whole")
+    weights = load_file(tmp_path / "whole" / "checkpoint-4" / "weights.safetensors")
+    matrices = sum(2 * tensor.numel() for tensor in weights.values() if tensor.ndim > 1)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: Usage(10**9, 10**9, 4.8 * matrices))
+    written: list[Path] = []
+    monkeypatch.setattr(checkpoint_module, "save_file", lambda state, file, **_: written.append(file))
+    with pytest.raises(CheckpointError, match="no space left"):
+        train(pure, tmp_path / "run")
+    assert not written
 
 
 def test_no_space_left_for_the_finished_model(path: Path, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

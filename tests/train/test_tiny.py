@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import tiny as helpers
 import torch
 from runs import Interrupted, losses, until
 from transformers import AutoConfig, AutoTokenizer
@@ -82,6 +83,13 @@ def test_a_frozen_language_model_may_be_held_in_4_bits(bits: int | None, tmp_pat
     with pytest.raises(Interrupted):
         train(recipe, tmp_path / "run", after_step=look)
     assert ("Linear4bit" in kinds, "Linear" in kinds) == (bits == 4, bits is None)
+
+
+def test_models_of_ones_own_have_stand_ins_too(tmp_path: Path) -> None:
+    path = helpers.write_recipe(tmp_path)
+    made = tiny(load_recipe(str(path)), tmp_path / "stand-ins")
+    assert AutoConfig.from_pretrained(str(made.model.llm)).model_type == "llama"
+    assert math.isfinite(losses(train(made, tmp_path / "run").parent)[-1])
 
 
 def test_the_same_stand_ins_each_time(tmp_path: Path) -> None:

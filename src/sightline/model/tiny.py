@@ -36,8 +36,9 @@ def tiny(recipe: Recipe, folder: Path) -> Recipe:
     configuration is neither in its folder nor known by its name, CheckpointError where `folder` cannot be written, and
     what the whole run would raise for layers, names and grids that the real model does not have.
     """
+    blank = blank_model(recipe.model)
     with torch.device("meta"):
-        apply_tuning(blank_model(recipe.model).model, recipe.tune, recipe.optim)
+        apply_tuning(blank.model, recipe.tune, recipe.optim)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         model = _model(recipe, folder)

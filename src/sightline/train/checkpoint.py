@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
+from torch.utils._pytree import tree_leaves
 
 from sightline.errors import CheckpointError
 from sightline.model.save import appearing, remove_halves, size_of
@@ -48,12 +49,14 @@ def save_checkpoint(
     `data` and `base` are the fingerprints of the data and of the model before it learned.
     """
     weights = {name: tensor.cpu().contiguous() for name, tensor in trainable_state(model).items()}
+    moments = optimizer.state_dict()
+    kept = {str(at): leaf for at, leaf in enumerate(tree_leaves(moments)) if isinstance(leaf, torch.Tensor)}
     folder = run / f"{PREFIX}{step}"
-    with appearing(folder, needs=3 * size_of(weights)) as partial:
+    with appearing(folder, needs=size_of(weights) + size_of(kept)) as partial:
         save_file(weights, partial / WEIGHTS)
         # To an open file: given a path, torch keeps to itself that the disk is full.
         with (partial / OPTIMIZER).open("wb") as file:
-            torch.save(optimizer.state_dict(), file)
+            torch.save(moments, file)
         (partial / RECIPE).write_text(dump_recipe(recipe), encoding="utf-8")
         files = {name: (partial / name).stat().st_size for name in (WEIGHTS, OPTIMIZER, RECIPE)}
         state = {"step": step, "data": data, "base": base, "identity": recipe.identity(), "versions": versions()}
