@@ -82,6 +82,8 @@ def train(
     dataset = open_dataset(recipe.data, prompter, recipe.batch.max_length, console, seed=recipe.run.seed)
     if state is not None:
         check_data(state, dataset.fingerprint)
+    seed_everything(recipe.run.seed)
+    vlm = assemble(recipe.model, prompter)
     plan = Plan(
         tokens=dataset.tokens,
         global_batch=recipe.batch.global_batch,
@@ -89,9 +91,8 @@ def train(
         seed=recipe.run.seed,
         max_steps=recipe.optim.max_steps,
         shuffle=recipe.batch.shuffle,
+        width=vlm.model.config.text_config.hidden_size,
     )
-    seed_everything(recipe.run.seed)
-    vlm = assemble(recipe.model, prompter)
     base = fingerprints(vlm.model)
     if state is not None:
         check_base(state.folder, base, recipe.tune)
