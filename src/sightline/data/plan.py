@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from heapq import heapreplace
 
 import numpy as np
 
@@ -82,11 +83,11 @@ def _shares(samples: np.ndarray, costs: np.ndarray, world: int) -> list[np.ndarr
     All ranks wait for the last one at the end of a step, however its samples are packed.
     """
     members: list[list[int]] = [[] for _ in range(world)]
-    sums = [0.0] * world
+    heap = [(0.0, 0, rank) for rank in range(world)]  # what each has: costs, samples
     for sample in sorted(samples.tolist(), key=lambda sample: (-float(costs[sample]), sample)):
-        least = min(range(world), key=lambda rank: (sums[rank], len(members[rank]), rank))
-        members[least].append(sample)
-        sums[least] += float(costs[sample])
+        cost, count, rank = heap[0]
+        members[rank].append(sample)
+        heapreplace(heap, (cost + float(costs[sample]), count + 1, rank))
     return [np.array(share, dtype=np.int64) for share in members]
 
 

@@ -15,6 +15,7 @@ from sightline.model.tune import Group
 from sightline.recipe import OptimRecipe
 from sightline.train.muon import Muon
 from sightline.train.rounded import Rounded
+from sightline.train.several import Several
 
 WSD_DECAY = 0.3
 """The share of all steps in which the rate falls after it has stayed (warm-up, stable, decay)."""
@@ -69,32 +70,6 @@ def check_optimizer(optim: OptimRecipe, device: torch.device) -> Any:
         instead = "adamw_8bit" if device.type in ("cpu", "xpu") else "adamw"
         raise UserError(f"{purpose}: only GPUs of CUDA have pages, {device.type} has none; use {instead}")
     return bitsandbytes(purpose, device)
-
-
-class Several(torch.optim.Optimizer):
-    """Optimisers of different parameters that step as one."""
-
-    def __init__(self, parts: Sequence[torch.optim.Optimizer]) -> None:
-        self.parts = parts
-        super().__init__([group for part in parts for group in part.param_groups], {})
-        # The parts' own groups, so that a rate that is set here is set there.
-        self.param_groups = [group for part in parts for group in part.param_groups]
-
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        for part in self.parts:
-            part.step()
-
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        for part in self.parts:
-            part.zero_grad(set_to_none)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"parts": [part.state_dict() for part in self.parts]}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        for part, state in zip(self.parts, state_dict["parts"], strict=True):
-            part.load_state_dict(state)
-        self.param_groups = [group for part in self.parts for group in part.param_groups]
 
 
 def lr_scale(step: int, num_steps: int, optim: OptimRecipe) -> float:

@@ -13,8 +13,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from sightline.train.several import Several
 
-class Rounded(torch.optim.Optimizer):
+
+class Rounded(Several):
     """An optimiser of float32 for each tensor of bfloat16, which is whole in float32 only while it is stepped."""
 
     def __init__(
@@ -23,11 +25,8 @@ class Rounded(torch.optim.Optimizer):
         """`make` gives an optimiser of the tensors in float32."""
         self.low = list(parameters)
         self.whole = [nn.Parameter(p.new_empty((0,) * p.ndim, dtype=torch.float32)) for p in self.low]
-        self.parts = [make([whole]) for whole in self.whole]
         self.steps = 0
-        super().__init__(self.whole, {})
-        # The parts' own groups, so that a rate that is set here is set there.
-        self.param_groups = [group for part in self.parts for group in part.param_groups]
+        super().__init__([make([whole]) for whole in self.whole])
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
@@ -50,13 +49,11 @@ class Rounded(torch.optim.Optimizer):
             low.grad = None
 
     def state_dict(self) -> dict[str, Any]:
-        return {"steps": self.steps, "parts": [part.state_dict() for part in self.parts]}
+        return {"steps": self.steps} | super().state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.steps = state_dict["steps"]
-        for part, state in zip(self.parts, state_dict["parts"], strict=True):
-            part.load_state_dict(state)
-        self.param_groups = [group for part in self.parts for group in part.param_groups]
+        super().load_state_dict(state_dict)
 
 
 def rounded(values: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
