@@ -27,6 +27,7 @@ LAYERS = [
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
 MEMBER_OF = {
     "devices": "runtime",
+    "limits": "recipe",
     "recipes": "recipe",
     "recipe_errors": "recipe",
     "recipe_sections": "recipe",

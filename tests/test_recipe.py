@@ -76,7 +76,7 @@ zzz: 1
             "r.yaml: run.sede: unknown key; did you mean run.seed?",
             "r.yaml: lr: unknown key; did you mean optim.lr?",
             "r.yaml: optimizer: unknown key; did you mean optim.optimizer?",
-            "r.yaml: zzz: unknown key; known here: model, tune, data, batch, optim, engine, run",
+            "r.yaml: zzz: unknown key; known here: model, tune, data, batch, optim, engine, run, limits",
         ]
     )
 

@@ -103,11 +103,18 @@ def _dispatch(argv: list[str]) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     arguments(parser)
+    parser.add_argument(
+        "--raise-limit", action="append", metavar="NAME=NUMBER", help="take more of a file (docs/security.md)"
+    )
     rest = argv[len(name.split()) :]
     try:
         args = parser.parse_intermixed_args(rest)  # so that key=value may stand after a flag
     except TypeError:  # a parser with subcommands has no intermixed form, and says so before it reads anything
         args = parser.parse_args(rest)
+    if raised := vars(args).pop("raise_limit", None):
+        from sightline.limits import set_by_flags
+
+        set_by_flags(raised)
     run(args)
     return 0
 

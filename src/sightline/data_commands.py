@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sightline.errors import DataError, UserError
+from sightline.limits import use
 from sightline.recipe import TEMPLATES, BatchRecipe, DataRecipe, ModelRecipe, load_recipe
 from sightline.recipes import shipped
 
@@ -173,6 +174,7 @@ def _recipe(args: argparse.Namespace) -> Asked:
     changes = {"model.template": args.template, "batch.max_length": args.max_length}
     overrides = [f"{key}={value}" for key, value in changes.items() if value is not None]
     recipe = load_recipe(args.target, [*args.overrides, *overrides])
+    use(recipe.limits)
     from sightline.model.assemble import check_length, make_prompter
 
     prompter = make_prompter(recipe.model)

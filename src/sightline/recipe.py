@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import Field, ValidationError
 
 from sightline.errors import RecipeError
+from sightline.limits import Limits
 from sightline.recipe_errors import explain, is_text, key_types, unknown_key
 from sightline.recipe_sections import (
     TEMPLATES,
@@ -53,6 +54,8 @@ class Recipe(Section):
     optim: OptimRecipe
     engine: EngineRecipe = EngineRecipe()
     run: RunRecipe = RunRecipe()
+    limits: Limits = Limits()
+    """How much is taken from the files that the recipe names, where that is more than usual."""
 
     def identity(self) -> dict[str, Any]:
         """Everything that determines the loss curve, as plain JSON data."""

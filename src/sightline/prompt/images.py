@@ -18,10 +18,8 @@ import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from sightline.errors import DataError
+from sightline.limits import limits, remedy
 from sightline.types import ImageRef
-
-MAX_PIXELS = 178_956_970
-"""Above this a picture is taken for a decompression bomb (Pillow's own limit for an error: 2 x 89,478,485)."""
 
 MAX_SIDE = 65_535
 """Of a JPEG, too. A longer line of pixels is small itself, but not the square to which it may be padded."""
@@ -136,10 +134,18 @@ def _open(ref: ImageRef, source: Path | io.BytesIO) -> Image.Image:
             raise  # Pillow's, not the system's: the file is damaged
         raise DataError(f"image {name_of(ref)} cannot be read ({error})", "image_unreadable") from error
     width, height = picture.size
-    if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
+    if max(width, height) > MAX_SIDE:
         picture.close()
-        limit = f"{MAX_PIXELS:,} px, and each side to {MAX_SIDE:,}"
-        raise DataError(f"image {name_of(ref)} is too large: {width} x {height} px; scale it to {limit}", "image_bomb")
+        raise DataError(
+            f"image {name_of(ref)} is too large: {width} x {height} px; scale each side to {MAX_SIDE:,}", "image_bomb"
+        )
+    if (megapixels := width * height / 1e6) > limits().image_megapixels:
+        picture.close()
+        raise DataError(
+            f"image {name_of(ref)} is too large: {width} x {height} px are {megapixels:.1f} megapixels, and "
+            f"{limits().image_megapixels:g} are taken; scale it down, {remedy('image_megapixels', megapixels)}",
+            "image_bomb",
+        )
     if picture.mode in ("I", "F"):
         picture.close()
         raise DataError(

@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from sightline.limits import use
 from sightline.prompt.paint import GREEN, folded, marks_for, printable, printable_paint
 from sightline.recipe import load_recipe
 
@@ -37,6 +38,7 @@ def run(args: argparse.Namespace) -> None:
     What it learns to say is green, or between ⟦ and ⟧ where there are no colours; the tokens of images are folded.
     """
     recipe = load_recipe(args.recipe, [*args.overrides, *args.cfg_options])
+    use(recipe.limits)
     from rich.console import Console
     from rich.text import Text
 

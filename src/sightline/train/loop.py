@@ -14,6 +14,7 @@ from sightline.data.collate import batches
 from sightline.data.dataset import Dataset, open_dataset, write_bad_rows
 from sightline.data.plan import Pack, Plan
 from sightline.errors import CheckpointError, UserError
+from sightline.limits import use
 from sightline.model.adapters import merge_adapters
 from sightline.model.assemble import assemble, check_bits, check_length, make_prompter
 from sightline.model.attention import packed_attention
@@ -63,6 +64,7 @@ def train(
     `resume` is a checkpoint, or `auto` for the newest of `work_dir` (from the beginning if there is none yet).
     `after_step` is called with the number of steps done and the model, ready to answer.
     """
+    use(recipe.limits)
     if recipe.run.tensorboard:
         summary_writer()
     device = pick_device(recipe.engine.device)

@@ -7,6 +7,7 @@ import json
 from dataclasses import asdict
 
 from sightline.errors import UserError
+from sightline.limits import use
 from sightline.recipe import load_recipe
 
 MFU = 0.4
@@ -50,6 +51,7 @@ def run(args: argparse.Namespace) -> None:
         if getattr(args, name) is not None and getattr(args, name) < 0:
             raise UserError(f"--{name} {getattr(args, name)}: not below 0")
     recipe = load_recipe(args.recipe, args.overrides)
+    use(recipe.limits)
     from sightline.model.estimate_fit import gpu_named
     from sightline.train.forecast import forecast, gpu_here
     from sightline.train.plan_page import show

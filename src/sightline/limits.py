@@ -1,0 +1,62 @@
+"""How much is taken from files that strangers made: every bound that is a number, with its reason and its remedy.
+
+    --raise-limit NAME=NUMBER        raises one, in every command
+    limits: {NAME: NUMBER}     does so in a recipe, for each command that is given the recipe itself
+
+The recipe inside a stranger's run or checkpoint raises nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pydantic import Field, ValidationError
+
+from sightline.errors import UserError
+from sightline.recipe_sections import Section
+
+
+class Limits(Section):
+    """What is refused where it exceeds these numbers."""
+
+    image_megapixels: float = Field(128, gt=0)
+    """Of one image: a 100-megapixel scan passes, and four bytes a pixel make half a gigabyte in each process."""
+
+
+_now = Limits()
+_by_flag: dict[str, float] = {}
+
+
+def limits() -> Limits:
+    """Those that hold in this process."""
+    return _now
+
+
+def use(these: Limits) -> None:
+    """Let these hold in this process from now on, but for what the command line says otherwise.
+
+    Processes that this one starts are told by whoever starts them.
+    """
+    global _now
+    _now = these.model_copy(update=_by_flag)
+
+
+def set_by_flags(texts: Sequence[str]) -> None:
+    """Take `NAME=NUMBER`s of the command line; UserError for a name that is none, and for no number."""
+    for text in texts:
+        name, _, number = text.partition("=")
+        if name not in Limits.model_fields:
+            raise UserError(
+                f"--raise-limit {text}: there is no limit {name!r}; known: {', '.join(sorted(Limits.model_fields))}"
+            )
+        try:
+            _by_flag[name] = getattr(Limits.model_validate({name: number}), name)
+        except ValidationError as error:
+            raise UserError(f"--raise-limit {text}: {error.errors()[0]['msg'].lower()}") from None
+    use(_now)
+
+
+def remedy(name: str, needed: float) -> str:
+    """How an error says that a limit can be raised to what this input needs."""
+    assert name in Limits.model_fields, name
+    return f"or, where you trust it, --raise-limit {name}={needed:.10g}"
