@@ -232,9 +232,9 @@ def _prompter(model: str, template: str | None, tokens_per_image: int | None) ->
     if Path(folder).is_file():
         raise UserError(f"--tokenizer {model} is a file; name the folder of a model")
     with reading(folder), quiet():
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         only_tokenizer = Path(folder).is_dir() and not Path(folder, "config.json").exists()
-        config = None if only_tokenizer else AutoConfig.from_pretrained(folder)
+        config = None if only_tokenizer else AutoConfig.from_pretrained(folder, trust_remote_code=False)
     most = None if config is None else positions(config.get_text_config())
     chosen = recognise_template(tokenizer, model) if template is None else template_named(template, tokenizer=tokenizer)
     if config is not None and config.model_type in ("llava", NEXT):

@@ -41,7 +41,7 @@ def merge(
     family = None if is_clip else made_of(base)
     with reading(base):
         folder = fetched(base, weights=True)
-        config = None if family else AutoConfig.from_pretrained(folder)
+        config = None if family else AutoConfig.from_pretrained(folder, trust_remote_code=False)
     own = _own_names(config, is_clip)
     tensors = {own(name): tensor for name, tensor in in_folder(folder).items()}
     changed = merged(tensors, adapter, own)
@@ -89,8 +89,8 @@ def _difference(base: Path, adapter: Path, result: Path, config: Any, is_clip: b
         return logits
 
     with quiet(), reading(base):
-        whole, report = kind.from_pretrained(base, dtype=torch.float32, **REPORTED)
+        whole, report = kind.from_pretrained(base, dtype=torch.float32, **REPORTED, trust_remote_code=False)
         check_keys(base, report, "missing", "mismatched")
-        apart = outputs(PeftModel.from_pretrained(whole, adapter))
-        together = outputs(kind.from_pretrained(result, dtype=torch.float32))
+        apart = outputs(PeftModel.from_pretrained(whole, adapter, trust_remote_code=False))
+        together = outputs(kind.from_pretrained(result, dtype=torch.float32, trust_remote_code=False))
     return float((apart - together).abs().max())

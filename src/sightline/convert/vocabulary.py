@@ -37,9 +37,9 @@ def read_tokenizer(folder: Path) -> Any:
     """
     with reading(folder), quiet():
         if (folder / "tokenizer.json").is_file():
-            return PreTrainedTokenizerFast.from_pretrained(folder)
+            return PreTrainedTokenizerFast.from_pretrained(folder, trust_remote_code=False)
         if (folder / "vocab.json").is_file():
-            return AutoTokenizer.from_pretrained(folder)
+            return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     if not (folder / "tokenizer.model").is_file():
         raise ModelError(f"{folder} has no tokenizer (tokenizer.json, tokenizer.model or vocab.json); copy it again")
     tokenizer = rebuilt(folder)

@@ -94,7 +94,7 @@ def _text_config(spec: ModelRecipe) -> Any:
         return llm_config(spec.llm)
     assert spec.from_model is not None
     with reading(spec.from_model), quiet():
-        return AutoConfig.from_pretrained(model_folder(spec.from_model)).get_text_config()
+        return AutoConfig.from_pretrained(model_folder(spec.from_model), trust_remote_code=False).get_text_config()
 
 
 def assemble(spec: ModelRecipe, prompter: Prompter) -> VLM:

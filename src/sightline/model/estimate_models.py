@@ -88,7 +88,7 @@ def model_parts(spec: ModelRecipe) -> tuple[Any, Any, list[Any] | None]:
         grids = grids or [] if known.get("next") else grids
         return _language_model(known["llm"]), _vision_tower(known["vision_tower"], layer), grids
     with reading(spec.from_model), quiet():
-        config = AutoConfig.from_pretrained(model_folder(spec.from_model))
+        config = AutoConfig.from_pretrained(model_folder(spec.from_model), trust_remote_code=False)
     if config.model_type not in WHOLE:
         raise ModelError(f"model.from_model: {spec.from_model} is {config.model_type!r}, not a LLaVA or LLaVA-NeXT")
     if config.model_type == NEXT:
@@ -102,7 +102,7 @@ def _language_model(name: str) -> Any:
     else:
         with _at_hand("llm", name):
             place = readable_llm(name)
-            config = AutoConfig.from_pretrained(place)
+            config = AutoConfig.from_pretrained(place, trust_remote_code=False)
         check_llm(config, name)
         added = _added_tokens(place, config.vocab_size)
     if added:  # as assembling does, in rows of 64
@@ -115,7 +115,7 @@ def _vision_tower(name: str, layer: int) -> Any:
         config = AutoConfig.for_model(**entry["config"])
     else:
         with _at_hand("vision_tower", name):
-            config = AutoConfig.from_pretrained(name)
+            config = AutoConfig.from_pretrained(name, trust_remote_code=False)
     return checked_tower(config, name, layer)
 
 

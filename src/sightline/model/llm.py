@@ -98,7 +98,7 @@ def llm_config(name: str) -> Any:
     Raises ModelError for a model of another kind, and for one that would not be the same inside LLaVA.
     """
     with reading(name):
-        config = AutoConfig.from_pretrained(readable_llm(name))
+        config = AutoConfig.from_pretrained(readable_llm(name), trust_remote_code=False)
     check_llm(config, name)
     return config
 
@@ -119,14 +119,14 @@ def check_llm(config: Any, name: str) -> None:
 def llm_tokenizer(name: str) -> Any:
     """The tokenizer of a language model."""
     with reading(name), quiet():
-        return AutoTokenizer.from_pretrained(readable_llm(name))
+        return AutoTokenizer.from_pretrained(readable_llm(name), trust_remote_code=False)
 
 
 def load_llm(name: str) -> PreTrainedModel:
     """The language model on the CPU, in the number format of its files."""
     folder = readable_llm(name, weights=True)
     with reading(folder), quiet():
-        llm, report = AutoModelForCausalLM.from_pretrained(folder, **REPORTED)
+        llm, report = AutoModelForCausalLM.from_pretrained(folder, **REPORTED, trust_remote_code=False)
     check_keys(name, report, "missing", "mismatched")
     check_layers(name, report, llm)
     return llm

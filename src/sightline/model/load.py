@@ -74,7 +74,9 @@ def load(
         if bits == 4:
             check_quantizable(config.text_config, TuneRecipe(llm="frozen", llm_bits=4), where)
     with reading(path), quiet():
-        model, report = AutoModelForImageTextToText.from_pretrained(path, config=readable(config), **options)
+        model, report = AutoModelForImageTextToText.from_pretrained(
+            path, config=readable(config), **options, trust_remote_code=False
+        )
     check_keys(path, deeper(report, depth_of(config)), "missing", "unexpected", "mismatched")
     read_own_projector(model, path)
     if bits is None:
@@ -102,13 +104,17 @@ def load_parts(path: str | Path) -> tuple[Any, Any, Any]:
     """Configuration, tokenizer and image processor of a LLaVA directory or a run: all but the weights."""
     path = model_folder(path)
     with reading(path), quiet():
-        config = AutoConfig.from_pretrained(path)
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
         if config.model_type not in WHOLE:
             raise ModelError(
                 f"{path} is a {config.model_type!r} model, not a LLaVA model; assemble or convert it first"
             )
         # The PIL backend everywhere: pixels must not depend on whether torchvision happens to be installed.
-        return config, AutoTokenizer.from_pretrained(path), AutoImageProcessor.from_pretrained(path, backend="pil")
+        return (
+            config,
+            AutoTokenizer.from_pretrained(path, trust_remote_code=False),
+            AutoImageProcessor.from_pretrained(path, backend="pil", trust_remote_code=False),
+        )
 
 
 def positions(language_model: Any) -> int | None:

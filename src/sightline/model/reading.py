@@ -76,6 +76,11 @@ def reading(path: str | Path) -> Iterator[None]:
     except Exception as error:  # transformers and tokenizers trip over odd files in every way there is
         if Path(path).is_dir() and not (Path(path) / "config.json").is_file():
             raise ModelError(f"{path} is not a model folder: it has no config.json{_of_a_run(Path(path))}") from error
+        if "trust_remote_code" in str(error):
+            raise ModelError(
+                f"{path} needs code of its own (auto_map in its files), and no code of a model is run; take one that "
+                f"transformers has a class for"
+            ) from error
         raise ModelError(f"cannot load {path}: {_one_line(error)}") from error
 
 

@@ -26,7 +26,7 @@ def vision_config(name: str, layer: int) -> Any:
     Raises ModelError where it is another kind of model, or has no such `layer`.
     """
     with reading(name):
-        config = AutoConfig.from_pretrained(name)
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
     return checked_tower(config, name, layer)
 
 
@@ -67,7 +67,7 @@ def checked_tower(config: Any, name: str, layer: int) -> Any:
 def load_tower(name: str, config: Any) -> PreTrainedModel:
     """The vision model, in the number format of its files."""
     with reading(name), quiet():
-        tower, report = MODEL_MAPPING[type(config)].from_pretrained(name, **REPORTED)
+        tower, report = MODEL_MAPPING[type(config)].from_pretrained(name, **REPORTED, trust_remote_code=False)
     check_keys(name, report, "missing", "mismatched")
     check_layers(name, report, tower)
     return tower
@@ -77,7 +77,7 @@ def tower_processor(name: str) -> Any:
     """The image processor that came with a vision tower."""
     with reading(name), quiet():
         # The PIL backend everywhere: pixels must not depend on whether torchvision happens to be installed.
-        return AutoImageProcessor.from_pretrained(name, backend="pil")
+        return AutoImageProcessor.from_pretrained(name, backend="pil", trust_remote_code=False)
 
 
 def square_processor(own: Any, size: int, *, pad: bool) -> Any:
