@@ -28,6 +28,7 @@ LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
 MEMBER_OF = {
     "devices": "runtime",
     "limits": "recipe",
+    "child": "runtime",
     "recipes": "recipe",
     "recipe_errors": "recipe",
     "recipe_sections": "recipe",

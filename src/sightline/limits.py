@@ -21,6 +21,12 @@ class Limits(Section):
 
     image_megapixels: float = Field(128, gt=0)
     """Of one image: a 100-megapixel scan passes, and four bytes a pixel make half a gigabyte in each process."""
+    template_seconds: float = Field(10, gt=0)
+    """For one text of a model's chat template; the slowest of those in use takes some milliseconds."""
+    template_megabytes: float = Field(512, gt=0)
+    """Of memory for the same."""
+    template_characters: float = Field(1_000_000, gt=0)
+    """That a chat template writes for a short conversation; the longest in use write some thousand."""
 
 
 _now = Limits()

@@ -25,6 +25,7 @@ from sightline.model.quantize import bitsandbytes
 from sightline.model.reading import REPORTED, WHOLE, check_keys, model_folder, quiet, reading
 from sightline.model.tune import check_quantizable
 from sightline.model.vision import tokens_per_image
+from sightline.prompt.chat_template import Unrendered, chat_template
 from sightline.prompt.own_template import AUTO, own_template
 from sightline.prompt.prompter import Prompter, template_named
 from sightline.prompt.render import render, to_text
@@ -143,11 +144,11 @@ def recognise_template(tokenizer: Any, path: str | Path) -> Template:
     if not tokenizer.chat_template:
         raise ModelError(f"{path} has no chat template; name one with --prompt-template ({names})")
     messages = (ask("a"), Message("assistant", (Text("b"),)), ask("c"))
-    theirs = tokenizer.apply_chat_template(
-        [{"role": message.role, "content": message.text} for message in messages],
-        tokenize=False,
-        add_generation_prompt=True,
-    )
+    try:
+        with chat_template(tokenizer) as write:
+            theirs = write(messages)
+    except Unrendered as error:
+        raise ModelError(f"the chat template of {path}: {error}; name one with --prompt-template ({names})") from None
     begun = _begun(tokenizer, theirs)
     system = tokenizer.init_kwargs.get(SYSTEM_KEY)
     candidates = list(TEMPLATES.values())

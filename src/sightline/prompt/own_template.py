@@ -13,6 +13,7 @@ from itertools import product
 from typing import Any
 
 from sightline.errors import DataError, ModelError
+from sightline.prompt.chat_template import Unrendered, Write, chat_template
 from sightline.prompt.render import render, to_text
 from sightline.prompt.templates import TEMPLATES, Template
 from sightline.types import Message, Role, Text
@@ -34,10 +35,11 @@ def own_template(tokenizer: Any, name: str = "this tokenizer") -> Template:
     try:
         if "strftime_now" in str(tokenizer.chat_template):
             raise _Unfit("it writes today's date, so that tomorrow's prompts would be others")
-        template = _derive(tokenizer)
-        _compare(template, tokenizer)
+        with chat_template(tokenizer) as theirs:
+            template = _derive(tokenizer, theirs)
+            _compare(template, tokenizer, theirs)
         return template
-    except _Unfit as error:
+    except (_Unfit, Unrendered) as error:
         near = written_alike(tokenizer)
         hint = f"; {near[0]} is the nearest that is known" if near else ""
         raise ModelError(f"template auto: the chat template of {name} cannot be used: {error}{hint}") from None
@@ -47,17 +49,18 @@ def written_alike(tokenizer: Any) -> list[str]:
     """The names of the known templates that write ordinary questions and answers as the tokenizer's does."""
     messages = _said(("user", "a"), ("assistant", "b"), ("user", "c"))
     try:
-        theirs = _theirs(tokenizer, messages)
-    except _Unfit:
+        with chat_template(tokenizer) as write:
+            theirs = write(messages)
+    except Unrendered:
         return []
     return [name for name, template in TEMPLATES.items() if _ours(template, tokenizer, messages) == theirs]
 
 
-def _derive(tokenizer: Any) -> Template:
+def _derive(tokenizer: Any, theirs: Write) -> Template:
     asked = _said(("user", "Q1"), ("assistant", "A1"), ("user", "Q2"))
-    head, middle, between, tail = _around(_theirs(tokenizer, asked), ("Q1", "A1", "Q2"))
-    opened = _around(_theirs(tokenizer, asked[:1]), ("Q1",))
-    closed = _around(_theirs(tokenizer, asked[:2]), ("Q1", "A1"))
+    head, middle, between, tail = _around(theirs(asked), ("Q1", "A1", "Q2"))
+    opened = _around(theirs(asked[:1]), ("Q1",))
+    closed = _around(theirs(asked[:2]), ("Q1", "A1"))
     if opened != [head, tail]:
         raise _Unfit(f"a first question ends in {opened[-1]!r}, a later one in {tail!r}")
     if not middle.startswith(tail):
@@ -78,18 +81,18 @@ def _derive(tokenizer: Any) -> Template:
         end=end,
         separator=between.removesuffix(asks),
     )
-    return _with_system(template, tokenizer, told.removeprefix(begin), asks, tail)
+    return _with_system(template, theirs, told.removeprefix(begin), asks, tail)
 
 
-def _with_system(template: Template, tokenizer: Any, default: str, asks: str, tail: str) -> Template:
+def _with_system(template: Template, theirs: Write, default: str, asks: str, tail: str) -> Template:
     """The same with a place for the system prompt, and the prompt that is written where none is given."""
     try:
-        theirs = _theirs(tokenizer, _said(("system", "S1"), ("user", "Q1")))
-    except _Unfit:
+        written = theirs(_said(("system", "S1"), ("user", "Q1")))
+    except Unrendered:
         if default:
             return replace(template, begin=template.begin + default)
         return template
-    before, behind, after = _around(theirs, ("S1", "Q1"))
+    before, behind, after = _around(written, ("S1", "Q1"))
     if after != tail or not before.startswith(template.begin):
         raise _Unfit("behind a system prompt it writes a question in another way")
     before = before.removeprefix(template.begin)
@@ -148,7 +151,7 @@ def _said(*messages: tuple[Role, str], around: str = "") -> list[Message]:
     return [Message(role, (Text(around + _mark(content) + around),)) for role, content in messages]
 
 
-def _compare(template: Template, tokenizer: Any) -> None:
+def _compare(template: Template, tokenizer: Any, theirs: Write) -> None:
     """Raise _Unfit where the two write any of many conversations differently."""
     systems = (False,) if template.system is None else (False, True)
     for around, turns, system, answered in product(("", "\n  ", "  \n"), (1, 2, 3), systems, (False, True)):
@@ -156,10 +159,10 @@ def _compare(template: Template, tokenizer: Any) -> None:
         for turn in range(turns):
             messages += _said(("user", f"Q{turn}"), ("assistant", f"A{turn}"), around=around)
         messages = messages if answered else messages[:-1]
-        ours, theirs = _ours(template, tokenizer, messages), _theirs(tokenizer, messages)
+        ours, written = _ours(template, tokenizer, messages), theirs(messages)
         # Behind the last answer they may go on, with a line break for instance: nobody reads it.
-        if not (theirs.startswith(ours) if answered else theirs == ours):
-            raise _Unfit(_difference(ours, theirs, around))
+        if not (written.startswith(ours) if answered else written == ours):
+            raise _Unfit(_difference(ours, written, around))
 
 
 def _difference(ours: str, theirs: str, around: str) -> str:
@@ -177,15 +180,3 @@ def _ours(template: Template, tokenizer: Any, messages: Sequence[Message]) -> st
         return to_text(render(template, messages, bos=tokenizer.bos_token or "", eos=tokenizer.eos_token or ""))
     except DataError as error:
         raise _Unfit(str(error)) from None
-
-
-def _theirs(tokenizer: Any, messages: Sequence[Message]) -> str:
-    try:
-        text: str = tokenizer.apply_chat_template(
-            [{"role": message.role, "content": message.text} for message in messages],
-            tokenize=False,
-            add_generation_prompt=messages[-1].role == "user",
-        )
-    except Exception as error:  # a program of somebody else's, which may fail in any way
-        raise _Unfit(f"it does not render: {error}") from None
-    return text

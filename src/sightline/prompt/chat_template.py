@@ -1,0 +1,59 @@
+"""A tokenizer's own chat template -> what it writes: a stranger's program, run in Jinja's sandbox and within bounds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from textwrap import shorten
+from typing import Any
+
+from sightline.child import Failed, in_child
+from sightline.errors import ModelError
+from sightline.limits import limits, remedy
+from sightline.prompt.paint import printable
+from sightline.types import Message
+
+Write = Callable[[Sequence[Message]], str]
+
+
+class Unrendered(ModelError):
+    """A chat template has not written these messages; the text says why. It may write others."""
+
+
+@contextmanager
+def chat_template(tokenizer: Any) -> Iterator[Write]:
+    """Yield what writes messages as the tokenizer's chat template does, asking for an answer behind a question.
+
+    What is yielded raises Unrendered where the template fails, or takes more than the limits allow.
+    """
+    import transformers.utils.chat_template_utils  # noqa: F401 - before the fork, which would import it each time
+
+    def render(messages: list[dict[str, str]]) -> str:
+        asked = messages[-1]["role"] == "user"
+        written = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=asked)
+        if not isinstance(written, str):
+            raise TypeError(f"it gives a {type(written).__name__}, no text")
+        return written
+
+    most = limits()
+    with in_child(
+        render,
+        seconds=most.template_seconds,
+        megabytes=most.template_megabytes,
+        characters=most.template_characters,
+    ) as ask:
+
+        def write(messages: Sequence[Message]) -> str:
+            try:
+                written: str = ask([{"role": message.role, "content": message.text} for message in messages])
+            except Failed as error:
+                more = f" ({remedy(name, 10 * getattr(most, name))})" if (name := _bound(error)) else ""
+                said = printable(shorten(str(error), 200, placeholder=" ..."))
+                raise Unrendered(f"it does not render: {said}{more}") from None
+            return written
+
+        yield write
+
+
+def _bound(error: Failed) -> str | None:
+    return error.bound and f"template_{error.bound}"
