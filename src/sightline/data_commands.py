@@ -219,22 +219,22 @@ def _prompter(model: str, template: str | None, tokens_per_image: int | None) ->
 
     With a language model alone it can count and render, but prepare no pixels.
     """
-    from transformers import AddedToken, AutoConfig, AutoTokenizer
+    from transformers import AddedToken
 
     from sightline.model.assemble import make_prompter
+    from sightline.model.foreign import open_config, open_tokenizer
     from sightline.model.load import positions, recognise_template
     from sightline.model.next import NEXT
-    from sightline.model.reading import model_folder, quiet, reading
+    from sightline.model.reading import model_folder
     from sightline.prompt.prompter import Prompter, template_named
     from sightline.types import IMAGE
 
     folder = model_folder(model)
     if Path(folder).is_file():
         raise UserError(f"--tokenizer {model} is a file; name the folder of a model")
-    with reading(folder), quiet():
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        only_tokenizer = Path(folder).is_dir() and not Path(folder, "config.json").exists()
-        config = None if only_tokenizer else AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    tokenizer = open_tokenizer(folder)
+    only_tokenizer = Path(folder).is_dir() and not Path(folder, "config.json").exists()
+    config = None if only_tokenizer else open_config(folder)
     most = None if config is None else positions(config.get_text_config())
     chosen = recognise_template(tokenizer, model) if template is None else template_named(template, tokenizer=tokenizer)
     if config is not None and config.model_type in ("llava", NEXT):

@@ -11,6 +11,11 @@ UserError               ends in one line and exit code 2; everything else is a b
 from __future__ import annotations
 
 
+def is_panic(error: BaseException) -> bool:
+    """Whether a library in Rust has given up: no Exception of Python, though it ends no more than the call."""
+    return type(error).__name__ == "PanicException"
+
+
 class UserError(Exception):
     """Something is wrong that the user can put right; the message says what, where and how."""
 

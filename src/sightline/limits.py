@@ -21,6 +21,16 @@ class Limits(Section):
 
     image_megapixels: float = Field(128, gt=0)
     """Of one image: a 100-megapixel scan passes, and four bytes a pixel make half a gigabyte in each process."""
+    layers: float = Field(1_000, gt=0)
+    """Of a language model or vision tower; the deepest in use have 126, and each costs time before a weight is read."""
+    patches: float = Field(65_536, gt=0)
+    """Of one image in a vision tower: 16 times those of 1,024 pixels in patches of 16."""
+    added_tokens: float = Field(20_000, gt=0)
+    """Of a tokenizer's settings, which are added one by one; Gemma 3 has 6,400."""
+    settings_megabytes: float = Field(256, gt=0)
+    """Of one file of a model beside its weights; the largest in use is Gemma 3's tokenizer.json, 33."""
+    tokenizer_seconds: float = Field(10, gt=0)
+    """For a trial of a tokenizer on some thousand characters, which takes milliseconds."""
     template_seconds: float = Field(10, gt=0)
     """For one text of a model's chat template; the slowest of those in use takes some milliseconds."""
     template_megabytes: float = Field(512, gt=0)

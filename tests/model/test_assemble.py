@@ -203,10 +203,10 @@ def test_a_part_that_is_no_model(
 @pytest.mark.parametrize(
     ("part", "file", "changes", "words"),
     [
-        ("tower", "config.json", {"patch_size": 0}, "pictures of 56 px in patches of 0 px"),
+        ("tower", "config.json", {"patch_size": 0}, "patch_size 0, no number from 1"),
         ("tower", "config.json", {"image_size": 0}, "pictures of 0 px in patches of 14 px"),
         ("tower", "preprocessor_config.json", None, "cannot load"),
-        ("llm", "tokenizer_config.json", None, "cannot load"),
+        ("llm", "tokenizer_config.json", None, "no object of JSON"),
         ("llm", "config.json", {"dtype": "int3"}, "int3"),
         ("llm", "config.json", {"hidden_act": "nosuch"}, "nosuch"),
     ],

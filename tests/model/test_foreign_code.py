@@ -169,6 +169,6 @@ def calls(source: str) -> Iterator[tuple[int, bool]]:
 def test_every_call_refuses_foreign_code() -> None:
     files = sorted((ROOT / "src").rglob("*.py"))
     found = {(file.name, line): refuses for file in files for line, refuses in calls(file.read_text())}
-    assert len(found) >= 10, "the walk finds them"
+    assert len(found) >= 9, "the walk finds them"
     assert [place for place, refuses in found.items() if not refuses] == []
     assert [refuses for _, refuses in calls("AutoConfig.from_pretrained(name)")] == [False], "it can fail"

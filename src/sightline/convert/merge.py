@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, CLIPVisionModel
+from transformers import AutoModelForCausalLM, CLIPVisionModel
 
 from sightline.convert.hub import located
 from sightline.convert.lora import adapter_config, merged
 from sightline.convert.shards import write_shards
 from sightline.convert.tensors import in_folder
 from sightline.errors import ModelError
+from sightline.model.foreign import open_config
 from sightline.model.llm import fetched, made_of
 from sightline.model.quantize import calm_bitsandbytes
 from sightline.model.reading import REPORTED, check_keys, quiet, reading
@@ -41,7 +42,7 @@ def merge(
     family = None if is_clip else made_of(base)
     with reading(base):
         folder = fetched(base, weights=True)
-        config = None if family else AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    config = None if family else open_config(folder)
     own = _own_names(config, is_clip)
     tensors = {own(name): tensor for name, tensor in in_folder(folder).items()}
     changed = merged(tensors, adapter, own)

@@ -38,12 +38,13 @@ from sightline.convert.vocabulary import (
 )
 from sightline.errors import ModelError
 from sightline.model.assemble import add_tokens
+from sightline.model.foreign import open_processor
 from sightline.model.llm import rows_for
 from sightline.model.load import TEMPLATE_KEY, recognise_template
 from sightline.model.next import NEXT, make_processor, tiles_of
 from sightline.model.projector import depth_of
 from sightline.model.save import appearing, write_json, write_tokenizer
-from sightline.model.vision import square_processor, tokens_per_image, tower_processor, vision_config
+from sightline.model.vision import square_processor, tokens_per_image, vision_config
 from sightline.prompt.prompter import Prompter, template_named
 from sightline.prompt.templates import Template
 from sightline.runtime import say
@@ -137,7 +138,7 @@ def _tower(config: dict[str, Any], folder: Path) -> str:
 
 def _vision(folder: Path, tower: str, layer: int) -> tuple[Any, Any]:
     try:
-        return vision_config(tower, layer), tower_processor(tower)
+        return vision_config(tower, layer), open_processor(tower)
     except ModelError as error:
         raise ModelError(f"{folder} sees through {tower}: {error}; name another folder with --vision-tower") from error
 

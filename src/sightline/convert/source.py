@@ -15,6 +15,7 @@ from sightline.convert.tensors import Stored
 from sightline.errors import ModelError
 from sightline.model.projector import depth_of, readable
 from sightline.model.save import hub_state
+from sightline.model.vision import check_feature_layer
 from sightline.prompt.prompter import Prompter
 
 
@@ -68,9 +69,7 @@ def hub_shapes(config: Any) -> dict[str, tuple[int, ...]]:
 
 def checked(source: Source) -> Source:
     """The source itself; raises ModelError where tensors are missing, left over or of another shape."""
-    layers, layer = source.config.vision_config.num_hidden_layers, source.config.vision_feature_layer
-    if isinstance(layer, int) and not -layers - 1 <= layer <= layers:
-        raise ModelError(f"{source.path}: the vision tower has {layers} layers, and vision_feature_layer is {layer}")
+    check_feature_layer(source.config, source.path)
     if depth_of(source.config) > 2:
         raise ModelError(f"{source.path} has a projector of {depth_of(source.config)} layers: no other format holds it")
     wanted, found = hub_shapes(source.config), source.tensors

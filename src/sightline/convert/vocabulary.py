@@ -13,15 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from sightline.convert.source import Source
 from sightline.convert.tensors import Stored
 from sightline.errors import ModelError
 from sightline.model.assemble import PAD
+from sightline.model.foreign import open_fast_tokenizer, open_tokenizer, try_tokenizer
 from sightline.model.llama_tokenizer import rebuilt
 from sightline.model.llm import rows_for
-from sightline.model.reading import quiet, reading
 from sightline.model.save import write_json
 from sightline.prompt.prompter import Prompter
 from sightline.types import IMAGE
@@ -35,17 +34,17 @@ def read_tokenizer(folder: Path) -> Any:
     A tokenizer.model alone gets the ids of the package sentencepiece, which is not needed for it. Raises
     ModelError where there is none.
     """
-    with reading(folder), quiet():
-        if (folder / "tokenizer.json").is_file():
-            return PreTrainedTokenizerFast.from_pretrained(folder, trust_remote_code=False)
-        if (folder / "vocab.json").is_file():
-            return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    if (folder / "tokenizer.json").is_file():
+        return open_fast_tokenizer(folder)
+    if (folder / "vocab.json").is_file():
+        return open_tokenizer(folder)
     if not (folder / "tokenizer.model").is_file():
         raise ModelError(f"{folder} has no tokenizer (tokenizer.json, tokenizer.model or vocab.json); copy it again")
     tokenizer = rebuilt(folder)
     settings = folder / "tokenizer_config.json"
     if not settings.is_file() or not json.loads(settings.read_text(encoding="utf-8")).get("pad_token"):
         tokenizer.pad_token = None
+    try_tokenizer(tokenizer, folder)
     return tokenizer
 
 

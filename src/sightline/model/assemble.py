@@ -7,18 +7,18 @@ from typing import Any
 import torch
 from transformers import (
     AddedToken,
-    AutoConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
 )
 
 from sightline.errors import ModelError
+from sightline.model.foreign import open_config, open_processor, try_pixels
 from sightline.model.llm import llm_config, llm_tokenizer, load_llm, longest_packed, make_room
 from sightline.model.load import VLM, load, load_parts, positions
 from sightline.model.next import load_newline, make_processor, wanted_tiles, with_tiles
 from sightline.model.projector import DEPTH_KEY, depth_of, load_projector, new_projector
 from sightline.model.quantize import bitsandbytes
-from sightline.model.reading import model_folder, quiet, reading
+from sightline.model.reading import model_folder
 from sightline.model.tune import check_quantizable
 from sightline.model.vision import (
     features,
@@ -26,7 +26,6 @@ from sightline.model.vision import (
     select_strategy,
     square_processor,
     tokens_per_image,
-    tower_processor,
     vision_config,
 )
 from sightline.prompt.prompter import Prompter, template_named
@@ -49,20 +48,22 @@ def make_prompter(spec: ModelRecipe) -> Prompter:
         tokens = features(vision, select_strategy(vision))
         llm_config(spec.llm)
         tokenizer = llm_tokenizer(spec.llm)
-        image_processor = tower_processor(spec.vision_tower)
+        image_processor = open_processor(spec.vision_tower)
     add_tokens(tokenizer)
     tiles = wanted_tiles(spec, config, vision, tokens)
     if tiles is None:
         image_processor = square_processor(image_processor, vision.image_size, pad=spec.image_aspect_ratio == "pad")
     else:
         image_processor = make_processor(image_processor, tiles)
-    return Prompter(
+    prompter = Prompter(
         tokenizer=tokenizer,
         template=template_named(spec.template, spec.system, tokenizer=tokenizer),
         image_processor=image_processor,
         tokens_per_image=tokens,
         tiles=tiles,
     )
+    try_pixels(prompter, vision.image_size, spec.from_model or spec.vision_tower)
+    return prompter
 
 
 def check_length(spec: ModelRecipe, max_length: int) -> None:
@@ -93,8 +94,7 @@ def _text_config(spec: ModelRecipe) -> Any:
     if spec.llm is not None:
         return llm_config(spec.llm)
     assert spec.from_model is not None
-    with reading(spec.from_model), quiet():
-        return AutoConfig.from_pretrained(model_folder(spec.from_model), trust_remote_code=False).get_text_config()
+    return open_config(model_folder(spec.from_model)).get_text_config()
 
 
 def assemble(spec: ModelRecipe, prompter: Prompter) -> VLM:

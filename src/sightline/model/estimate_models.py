@@ -14,10 +14,11 @@ import torch
 from transformers import AutoConfig, LlavaConfig, LlavaForConditionalGeneration
 
 from sightline.errors import ModelError
+from sightline.model.foreign import open_config
 from sightline.model.llm import check_llm, readable_llm
 from sightline.model.next import NEXT, make_tiles
 from sightline.model.projector import new_projector
-from sightline.model.reading import WHOLE, model_folder, quiet, reading
+from sightline.model.reading import WHOLE, model_folder, quiet
 from sightline.model.vision import checked_tower, select_strategy, tokens_per_image
 from sightline.recipe import ModelRecipe
 
@@ -87,8 +88,7 @@ def model_parts(spec: ModelRecipe) -> tuple[Any, Any, list[Any] | None]:
     if known and not Path(spec.from_model).is_dir():
         grids = grids or [] if known.get("next") else grids
         return _language_model(known["llm"]), _vision_tower(known["vision_tower"], layer), grids
-    with reading(spec.from_model), quiet():
-        config = AutoConfig.from_pretrained(model_folder(spec.from_model), trust_remote_code=False)
+    config = open_config(model_folder(spec.from_model))
     if config.model_type not in WHOLE:
         raise ModelError(f"model.from_model: {spec.from_model} is {config.model_type!r}, not a LLaVA or LLaVA-NeXT")
     if config.model_type == NEXT:
@@ -102,7 +102,7 @@ def _language_model(name: str) -> Any:
     else:
         with _at_hand("llm", name):
             place = readable_llm(name)
-            config = AutoConfig.from_pretrained(place, trust_remote_code=False)
+            config = open_config(place)
         check_llm(config, name)
         added = _added_tokens(place, config.vocab_size)
     if added:  # as assembling does, in rows of 64
@@ -115,7 +115,7 @@ def _vision_tower(name: str, layer: int) -> Any:
         config = AutoConfig.for_model(**entry["config"])
     else:
         with _at_hand("vision_tower", name):
-            config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+            config = open_config(name)
     return checked_tower(config, name, layer)
 
 
@@ -128,8 +128,7 @@ def _entry(kind: str, name: str) -> dict[str, Any] | None:
 def _at_hand(kind: str, name: str) -> Iterator[None]:
     """Read the configuration of a folder, or what the hub or its cache has."""
     try:
-        with reading(name), quiet():
-            yield
+        yield
     except ModelError as error:
         hint = "" if Path(name).is_dir() else f"; Sightline ships the sizes of {_some(kind)}"
         raise ModelError(f"model.{kind}: {str(error).rstrip('.')}{hint}") from error

@@ -14,12 +14,13 @@ from typing import Any
 import torch
 from huggingface_hub import snapshot_download
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from sightline.errors import ModelError
 from sightline.model.attention import objection
+from sightline.model.foreign import check_fits, config_settings, open_config, open_tokenizer
 from sightline.model.llamafy import family, llamafy, weight_files
 from sightline.model.reading import REPORTED, WHOLE, check_keys, check_layers, quiet, reading
 from sightline.runtime import cache_folder, rank_0_first, say
@@ -73,9 +74,7 @@ def readable_llm(name: str, *, weights: bool = False) -> str:
 
 def made_of(name: str) -> str | None:
     """The family of a language model that is read as a Llama; None where it is read as it is."""
-    with reading(name), quiet():
-        config, _ = PreTrainedConfig.get_config_dict(name)
-    found = family(config, name)
+    found = family(config_settings(name), name)
     return found if found in MADE else None
 
 
@@ -97,8 +96,7 @@ def llm_config(name: str) -> Any:
 
     Raises ModelError for a model of another kind, and for one that would not be the same inside LLaVA.
     """
-    with reading(name):
-        config = AutoConfig.from_pretrained(readable_llm(name), trust_remote_code=False)
+    config = open_config(readable_llm(name))
     check_llm(config, name)
     return config
 
@@ -118,13 +116,13 @@ def check_llm(config: Any, name: str) -> None:
 
 def llm_tokenizer(name: str) -> Any:
     """The tokenizer of a language model."""
-    with reading(name), quiet():
-        return AutoTokenizer.from_pretrained(readable_llm(name), trust_remote_code=False)
+    return open_tokenizer(readable_llm(name))
 
 
 def load_llm(name: str) -> PreTrainedModel:
     """The language model on the CPU, in the number format of its files."""
     folder = readable_llm(name, weights=True)
+    check_fits(folder, lambda: AutoModelForCausalLM.from_config(open_config(folder)))
     with reading(folder), quiet():
         llm, report = AutoModelForCausalLM.from_pretrained(folder, **REPORTED, trust_remote_code=False)
     check_keys(name, report, "missing", "mismatched")

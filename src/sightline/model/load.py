@@ -9,22 +9,20 @@ from typing import Any
 
 import torch
 from transformers import (
-    AutoConfig,
-    AutoImageProcessor,
     AutoModelForImageTextToText,
-    AutoTokenizer,
     BitsAndBytesConfig,
     LlavaForConditionalGeneration,
     LlavaNextForConditionalGeneration,
 )
 
 from sightline.errors import ModelError
+from sightline.model.foreign import check_fits, open_config, open_processor, open_tokenizer, try_pixels
 from sightline.model.next import check_processor, tiles_of
 from sightline.model.projector import deeper, depth_of, read_own_projector, readable
 from sightline.model.quantize import bitsandbytes
 from sightline.model.reading import REPORTED, WHOLE, check_keys, model_folder, quiet, reading
 from sightline.model.tune import check_quantizable
-from sightline.model.vision import tokens_per_image
+from sightline.model.vision import check_feature_layer, tokens_per_image
 from sightline.prompt.chat_template import Unrendered, chat_template
 from sightline.prompt.own_template import AUTO, own_template
 from sightline.prompt.prompter import Prompter, template_named
@@ -74,6 +72,7 @@ def load(
         options |= {"quantization_config": _quantized(bits, options["dtype"], where), "device_map": {"": where}}
         if bits == 4:
             check_quantizable(config.text_config, TuneRecipe(llm="frozen", llm_bits=4), where)
+    check_fits(path, lambda: AutoModelForImageTextToText.from_config(readable(config)))
     with reading(path), quiet():
         model, report = AutoModelForImageTextToText.from_pretrained(
             path, config=readable(config), **options, trust_remote_code=False
@@ -98,24 +97,18 @@ def load_prompter(path: str | Path, template: str | None = None) -> tuple[Any, P
         tokens_per_image=tokens_per_image(config),
         tiles=tiles,
     )
+    try_pixels(prompter, config.vision_config.image_size, path)
     return config, prompter
 
 
 def load_parts(path: str | Path) -> tuple[Any, Any, Any]:
     """Configuration, tokenizer and image processor of a LLaVA directory or a run: all but the weights."""
     path = model_folder(path)
-    with reading(path), quiet():
-        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
-        if config.model_type not in WHOLE:
-            raise ModelError(
-                f"{path} is a {config.model_type!r} model, not a LLaVA model; assemble or convert it first"
-            )
-        # The PIL backend everywhere: pixels must not depend on whether torchvision happens to be installed.
-        return (
-            config,
-            AutoTokenizer.from_pretrained(path, trust_remote_code=False),
-            AutoImageProcessor.from_pretrained(path, backend="pil", trust_remote_code=False),
-        )
+    config = open_config(path)
+    if config.model_type not in WHOLE:
+        raise ModelError(f"{path} is a {config.model_type!r} model, not a LLaVA model; assemble or convert it first")
+    check_feature_layer(config, path)
+    return config, open_tokenizer(path), open_processor(path)
 
 
 def positions(language_model: Any) -> int | None:

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers.utils import logging as transformers_logging
 
-from sightline.errors import ModelError, UserError
+from sightline.errors import ModelError, UserError, is_panic
 from sightline.model.weights import LEARNED, checkpoints
 
 WHOLE = ("llava", "llava_next")
@@ -73,7 +73,9 @@ def reading(path: str | Path) -> Iterator[None]:
             f"a .bin file in {path} is damaged, or holds more than weights, and nothing in it is run; take the model's "
             f".safetensors"
         ) from error
-    except Exception as error:  # transformers and tokenizers trip over odd files in every way there is
+    except BaseException as error:  # transformers and tokenizers trip over odd files in every way there is
+        if not isinstance(error, Exception) and not is_panic(error):
+            raise
         if Path(path).is_dir() and not (Path(path) / "config.json").is_file():
             raise ModelError(f"{path} is not a model folder: it has no config.json{_of_a_run(Path(path))}") from error
         if "trust_remote_code" in str(error):
@@ -120,7 +122,7 @@ def quiet() -> Iterator[None]:
         transformers_logging.enable_progress_bar()
 
 
-def _one_line(error: Exception) -> str:
+def _one_line(error: BaseException) -> str:
     said = str(error)
     if isinstance(error, (LookupError, TypeError, AttributeError, ArithmeticError, AssertionError)):
         said = f"{type(error).__name__}: {said}"  # by itself it may be no more than the name of a key

@@ -5,10 +5,11 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from transformers import MODEL_MAPPING, AutoConfig, AutoImageProcessor, CLIPImageProcessorPil, PreTrainedModel
+from transformers import MODEL_MAPPING, CLIPImageProcessorPil, PreTrainedModel
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
 from sightline.errors import ModelError
+from sightline.model.foreign import check_fits, open_config
 from sightline.model.reading import REPORTED, WHOLE, check_keys, check_layers, quiet, reading
 
 NAMES = {
@@ -25,9 +26,7 @@ def vision_config(name: str, layer: int) -> Any:
 
     Raises ModelError where it is another kind of model, or has no such `layer`.
     """
-    with reading(name):
-        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
-    return checked_tower(config, name, layer)
+    return checked_tower(open_config(name), name, layer)
 
 
 def checked_tower(config: Any, name: str, layer: int) -> Any:
@@ -64,20 +63,21 @@ def checked_tower(config: Any, name: str, layer: int) -> Any:
     return vision
 
 
+def check_feature_layer(config: Any, name: object) -> None:
+    """Raise ModelError where a LLaVA looks at a layer that its vision tower does not have."""
+    layers, layer = config.vision_config.num_hidden_layers, config.vision_feature_layer
+    if any(not -layers - 1 <= one <= layers for one in (layer if isinstance(layer, list) else [layer])):
+        raise ModelError(f"{name}: the vision tower has {layers} layers, and vision_feature_layer is {layer}")
+
+
 def load_tower(name: str, config: Any) -> PreTrainedModel:
     """The vision model, in the number format of its files."""
+    check_fits(name, lambda: MODEL_MAPPING[type(config)](config))
     with reading(name), quiet():
         tower, report = MODEL_MAPPING[type(config)].from_pretrained(name, **REPORTED, trust_remote_code=False)
     check_keys(name, report, "missing", "mismatched")
     check_layers(name, report, tower)
     return tower
-
-
-def tower_processor(name: str) -> Any:
-    """The image processor that came with a vision tower."""
-    with reading(name), quiet():
-        # The PIL backend everywhere: pixels must not depend on whether torchvision happens to be installed.
-        return AutoImageProcessor.from_pretrained(name, backend="pil", trust_remote_code=False)
 
 
 def square_processor(own: Any, size: int, *, pad: bool) -> Any:

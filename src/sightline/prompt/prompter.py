@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from sightline.errors import DataError, ModelError
+from sightline.errors import DataError, ModelError, is_panic
 from sightline.prompt.images import check_image, open_image
 from sightline.prompt.own_template import AUTO, own_template
 from sightline.prompt.paint import paint
@@ -243,6 +243,10 @@ class Prompter:
                 result = backend.encode_batch_fast([text], add_special_tokens=False)[0].ids
         except TypeError:
             raise DataError("a text holds half a surrogate pair (one of \\ud800 to \\udfff alone)") from None
+        except BaseException as error:
+            if is_panic(error):  # a regular expression of its own that finds no end
+                raise DataError(f"the tokenizer gives up on a text ({error}); shorten or drop it") from error
+            raise
         return result
 
     def _literal(self, string: str) -> str:
