@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,10 +13,12 @@ from prompters import FEATURES, make_prompter
 from rich.console import Console
 from tiny import make_data
 
+from sightline.data import collate as collating
 from sightline.data.collate import Batch, PackReader, batches, collate
 from sightline.data.dataset import Dataset, open_dataset
 from sightline.data.plan import Plan
 from sightline.errors import DataError
+from sightline.limits import Limits, limits, use
 from sightline.recipe import DataRecipe
 from sightline.types import IGNORE, Encoded, ImageRef
 
@@ -144,3 +148,16 @@ def test_an_image_that_is_lost_on_the_way_is_named_with_its_row(workers: int, da
     assert message.startswith(f"{rows.path}: row 1: image {name} is missing: no file ")
     assert message.endswith("(it was in order when the run began)")
     assert "\n" not in message
+
+
+def test_worker_processes_have_the_limits_of_their_parent(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[dict[str, Any]] = []
+    monkeypatch.setattr(collating, "DataLoader", lambda *_, **settings: made.append(settings) or [])
+    use(Limits(image_megapixels=3))
+    try:
+        assert list(batches(dataset, [], workers=1)) == []
+        use(Limits())
+        pickle.loads(pickle.dumps(made[0]["worker_init_fn"]))(0)
+        assert limits().image_megapixels == 3
+    finally:
+        use(Limits())

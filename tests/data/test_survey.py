@@ -9,10 +9,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -26,6 +27,7 @@ from sightline.data.inspect import Source
 from sightline.data.sources import open_rows
 from sightline.data.survey import survey
 from sightline.data.surveyed import ARRAYS, Survey
+from sightline.limits import Limits, limits, use
 from sightline.prompt.prompter import template_named
 from sightline.prompt.tiles import Tiles, square_grids
 
@@ -88,6 +90,42 @@ def test_several_processes_see_what_one_sees(
     assert same(alone, survey(source, QUIET, None))
     assert same(alone, survey(source, QUIET, cache))
     assert len(seen) == 10
+
+
+@pytest.fixture
+def _usual_limits() -> Iterator[None]:
+    yield
+    use(Limits())
+
+
+def test_processes_that_are_spawned_have_the_same_limits(
+    source: Source, monkeypatch: pytest.MonkeyPatch, _usual_limits: None
+) -> None:
+    given: list[Any] = []
+
+    def pool(processes: int, context: object, begin: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+        given.extend([begin, *arguments])
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(surveying, "cores", lambda: 2)
+    monkeypatch.setattr(surveying, "ProcessPoolExecutor", pool)
+    use(Limits(image_megapixels=3))
+    with pytest.raises(ZeroDivisionError):
+        survey(source, QUIET, None)
+    use(Limits())
+    for quiet in ("signal.signal", "gc.freeze", "threading.Thread"):
+        monkeypatch.setattr(quiet, MagicMock())
+    begin, *arguments = given
+    begin(*pickle.loads(pickle.dumps(arguments)))
+    assert limits().image_megapixels == 3
+
+
+def test_another_limit_is_another_look(source: Source, cache: Path, seen: list[int], _usual_limits: None) -> None:
+    assert not survey(source, QUIET, cache).bad.any()
+    use(Limits(image_megapixels=0.0001))
+    assert survey(source, QUIET, cache).bad.any() and len(seen) == 20
+    use(Limits())
+    assert not survey(source, QUIET, cache).bad.any() and len(seen) == 20
 
 
 def test_the_second_start_looks_at_nothing_and_maps_the_arrays(source: Source, cache: Path, seen: list[int]) -> None:

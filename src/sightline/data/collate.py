@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,6 +14,7 @@ from torch.utils.data import DataLoader
 from sightline.data.dataset import Dataset
 from sightline.data.plan import Pack
 from sightline.errors import DataError
+from sightline.limits import Limits, limits, use
 from sightline.prompt.tiles import heights_and_widths
 from sightline.runtime import calm_tokenizers
 from sightline.types import IGNORE, Encoded
@@ -102,6 +104,11 @@ class PackReader(torch.utils.data.Dataset[Batch | DataError]):
         return collate(encoded, made, prompter.grey_prompt(), prompter.grey_pixels())
 
 
+def _begin(these: Limits, worker: int) -> None:
+    """Of a worker process, which may have been started without its parent's memory."""
+    use(these)
+
+
 def batches(dataset: Dataset, packs: Iterable[Pack], *, workers: int, pin: bool = False) -> Iterator[Batch]:
     """The batches of these packs in order, prepared ahead by `workers` processes (0: in this one).
 
@@ -116,6 +123,7 @@ def batches(dataset: Dataset, packs: Iterable[Pack], *, workers: int, pin: bool 
         # Else it draws a seed from torch's, and a run that goes on would drop out other values than one never cut off.
         generator=torch.Generator(),
         prefetch_factor=4 if workers else None,
+        worker_init_fn=functools.partial(_begin, limits()),
         pin_memory=pin,
     )
     for batch in loader:

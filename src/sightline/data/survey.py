@@ -24,6 +24,7 @@ from sightline.data.inspect import Source, look
 from sightline.data.stored import key_of
 from sightline.data.surveyed import Survey, as_bytes, joined, keep_block, kept_blocks, mapped, store
 from sightline.errors import UserError
+from sightline.limits import Limits, limits, use
 from sightline.prompt.prompter import Prompter
 from sightline.runtime import calm_tokenizers, cores
 
@@ -62,7 +63,8 @@ def _key(source: Source) -> str:
     """Everything that what is seen in the rows depends on, but the images, which are `watched`."""
     images = os.path.abspath(source.images) if source.images is not None else None
     facts = (source.rows.fingerprint, source.looked_at, images, source.images, source.form)
-    return key_of(*facts, source.max_length, _prompter_key(source.prompter), _code_key())
+    judged_by = (limits().image_megapixels, _code_key())
+    return key_of(*facts, source.max_length, _prompter_key(source.prompter), *judged_by)
 
 
 def _prompter_key(prompter: Prompter | None) -> str:
@@ -94,7 +96,7 @@ def _looked(source: Source, todo: Sequence[int]) -> Iterator[tuple[int, Survey]]
         return
     calm_tokenizers()
     context = get_context("fork" if sys.platform == "linux" else "spawn")
-    pool = ProcessPoolExecutor(processes, context, _begin, (source, os.getpid()))
+    pool = ProcessPoolExecutor(processes, context, _begin, (source, limits(), os.getpid()))
     try:
         futures = {pool.submit(_block_of_this_process, number): number for number in todo}
         for future in as_completed(futures):
@@ -112,11 +114,12 @@ _source: Source | None = None
 """Of a worker process: what it looks at."""
 
 
-def _begin(source: Source, parent: int) -> None:
+def _begin(source: Source, these: Limits, parent: int) -> None:
     import signal
 
     global _source
     _source = source
+    use(these)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that started this one, and it reports
     gc.freeze()  # what was inherited stays shared: the collector would touch, and so copy, every page of it
 
