@@ -76,7 +76,7 @@ def bad_rows(entry: DataRecipe, name: str, **more: Any) -> DataRecipe:
 REASONS = {
     2: "no 'conversations' in the row (it has: 'id')",
     3: "image half.jpg cannot be decoded (",
-    5: "image text.jpg is not an image that Pillow can read",
+    5: "image text.jpg is not an image of a known format; save it as JPEG or PNG",
     7: "image ../data.json leads out of its folder ",
     11: "1 image but 2 <image> in the conversations; they must agree",
     13: "no target is left within max_length 512; raise batch.max_length or shorten the row",

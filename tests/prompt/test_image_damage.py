@@ -17,6 +17,8 @@ from sightline.errors import DataError
 from sightline.prompt.images import check_image, hold_image, name_of, open_image
 from sightline.types import ImageRef
 
+UNKNOWN = "image {} is not an image of a known format; save it as JPEG or PNG"
+
 
 def chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -30,8 +32,8 @@ def test_paths_that_lead_nowhere(tmp_path: Path) -> None:
     for look in (check_image, open_image, hold_image):
         assert said(ImageRef("a.jpg", folder), look) == f"image a.jpg is missing: no file {tmp_path / 'a.jpg'}"
         assert said(ImageRef("folder", folder), look) == f"image folder is a folder: {tmp_path / 'folder'}"
-        assert said(ImageRef("text.jpg", folder), look) == "image text.jpg is not an image that Pillow can read"
-        assert said(ImageRef("empty.jpg", folder), look) == "image empty.jpg is not an image that Pillow can read"
+        assert said(ImageRef("text.jpg", folder), look) == UNKNOWN.format("text.jpg")
+        assert said(ImageRef("empty.jpg", folder), look) == UNKNOWN.format("empty.jpg")
         assert "image text.jpg/a.jpg cannot be read (" in said(ImageRef("text.jpg/a.jpg", folder), look)
         assert "image a\x00b" in said(ImageRef("a\x00b", folder), look)
         assert "cannot be read (" in said(ImageRef("x" * 300, folder), look)

@@ -140,9 +140,9 @@ def test_bytes_data_uri_path_and_folder_are_the_same_picture(tmp_path: Path) -> 
     [
         ("data:image/png;base64,????", "broken base64"),
         ("data:image/png;base64,äöü", "broken base64"),
-        ("data:image/png;base64,aGVsbG8=", "is not an image that Pillow can read"),
+        ("data:image/png;base64,aGVsbG8=", "is not an image of a known format; save it as JPEG or PNG"),
         ("data:image/png;base64", "a data URI without a comma"),
-        ("data:,", "is not an image that Pillow can read"),
+        ("data:,", "is not an image of a known format; save it as JPEG or PNG"),
     ],
 )
 def test_data_uris_that_hold_no_picture(source: str, message: str) -> None:

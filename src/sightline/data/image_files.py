@@ -13,12 +13,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from PIL import Image
-
 from sightline.data.fetch import fetch
 from sightline.data.formats import is_url, within
 from sightline.data.forms.reading import Picture
 from sightline.errors import DataError, UserError
+from sightline.prompt.decoding import open_file
 from sightline.prompt.images import check_image, hold_image
 from sightline.types import ImageRef
 
@@ -140,7 +139,7 @@ def _checked(ref: ImageRef) -> bytes:
 
 def _suffix(data: bytes) -> str:
     """What the name of an image file should end in; MPO, which phones write, is a JPEG with more behind it."""
-    with Image.open(io.BytesIO(data)) as image:
+    with open_file(io.BytesIO(data)) as image:
         return {"JPEG": ".jpg", "MPO": ".jpg", "TIFF": ".tif"}.get(str(image.format), f".{str(image.format).lower()}")
 
 

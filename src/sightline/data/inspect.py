@@ -10,12 +10,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 
-from PIL import ExifTags, Image
-
 from sightline.data.formats import understand
 from sightline.data.sources import Rows
 from sightline.data.verdict import Finding
 from sightline.errors import DataError
+from sightline.prompt.decoding import open_file, orientation
 from sightline.prompt.images import check_image, name_of
 from sightline.prompt.prompter import Prompter
 from sightline.prompt.templates import TEMPLATES
@@ -175,12 +174,12 @@ def _oddities(ref: ImageRef, path: str | None, size: tuple[int, int]) -> Iterato
             yield "image_extension", f"is a {kind}"
     if b"Exif" in head or b"tiff:Orientation" in head or not head.startswith(b"\xff\xd8"):
         try:
-            with Image.open(io.BytesIO(ref.source) if isinstance(ref.source, bytes) else str(path)) as picture:
-                orientation = Image.Image.getexif(picture).get(ExifTags.Base.Orientation, 1)
-        except Exception:  # EXIF data that cannot be read say nothing, as in prompt/images.py
-            return
-        if orientation in range(2, 9):
-            yield "image_turned", f"is turned upright (EXIF orientation {orientation})"
+            with open_file(io.BytesIO(ref.source) if isinstance(ref.source, bytes) else str(path)) as picture:
+                turn = orientation(picture)
+        except Exception:
+            return  # taken away, or changed, since it was checked
+        if turn != 1:
+            yield "image_turned", f"is turned upright (EXIF orientation {turn})"
 
 
 def _path(ref: ImageRef) -> str | None:

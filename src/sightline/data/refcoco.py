@@ -14,6 +14,7 @@ from typing import Any
 from PIL import Image, UnidentifiedImageError
 
 from sightline.errors import DataError, UserError
+from sightline.prompt.decoding import open_file
 from sightline.runtime import say
 
 SETS = (("refcoco", "unc"), ("refcoco+", "unc"), ("refcocog", "umd"))
@@ -120,11 +121,11 @@ def _train_refs(folder: Path, split: str) -> Iterator[tuple[str, list[float], li
 def _size(path: Path) -> tuple[int, int] | None:
     """Width and height from the header; None where there is no such file."""
     try:
-        with Image.open(path) as picture:
+        with open_file(path) as picture:
             return picture.size
     except FileNotFoundError:
         return None
-    except (UnidentifiedImageError, OSError) as error:
+    except (Image.DecompressionBombError, UnidentifiedImageError, OSError) as error:
         raise DataError(f"{path} is not a readable picture: {error}") from None
 
 

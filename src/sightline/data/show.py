@@ -6,7 +6,6 @@ import io
 import json
 from typing import Any
 
-from PIL import ExifTags, Image
 from rich.console import Console
 from rich.text import Text as Line
 
@@ -15,6 +14,7 @@ from sightline.data.sources import JsonRows, Rows
 from sightline.data.verdict import KINDS, Finding
 from sightline.errors import DataError, UserError
 from sightline.page.numbers import counted
+from sightline.prompt.decoding import open_file, orientation, orientation_behind
 from sightline.prompt.images import check_image, hold_image, name_of
 from sightline.prompt.paint import folded, marks_for, printable, printable_lines, printable_paint
 from sightline.prompt.prompter import Prompter
@@ -97,11 +97,9 @@ def _image_facts(image: ImageRef) -> str:
     width, height = check_image(image)
     held = hold_image(image).source
     assert isinstance(held, bytes)
-    with Image.open(io.BytesIO(held)) as picture:
-        try:
-            turn = picture.getexif().get(ExifTags.Base.Orientation, 1)
-        except Exception:  # EXIF data that cannot be read say nothing, as in prompt/images.py
-            turn = 1
+    with open_file(io.BytesIO(held)) as picture:
+        behind = orientation_behind(held) if picture.format == "PNG" else None
+        turn = behind or orientation(picture)
         turned = f", turned upright (EXIF orientation {turn})" if turn != 1 else ""
         return f"{width} x {height} px{turned}, {picture.format} ({picture.mode}), {len(held):,} bytes"
 

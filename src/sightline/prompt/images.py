@@ -6,6 +6,7 @@ import base64
 import http.client
 import io
 import os.path
+import re
 import stat
 import urllib.parse
 import urllib.request
@@ -14,11 +15,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
 
 from sightline.errors import DataError
 from sightline.limits import limits, remedy
+from sightline.prompt.decoding import open_file, orientation, orientation_behind, to_rgb
 from sightline.types import ImageRef
 
 MAX_SIDE = 65_535
@@ -26,19 +27,12 @@ MAX_SIDE = 65_535
 
 _END_OF_PNG = b"IEND\xaeB`\x82"
 _END_OF_JPEG, _SCAN_OF_JPEG = b"\xff\xd9", b"\xff\xda"
+_ENDS = {"PNG": _END_OF_PNG, "GIF": b";"}
 _TAIL = 64 * 1024
 """Some cameras write a little after the end mark of a JPEG."""
 
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-"""EXIF orientation -> what turns the picture upright; from 5 on, width and height change places."""
+_TO_BE_SURE = 32
+"""Megapixels; what is larger is not decoded only to see whether it is whole: each process would need a gigabyte."""
 
 
 def open_image(ref: ImageRef) -> Image.Image:
@@ -66,27 +60,30 @@ def hold_image(ref: ImageRef) -> ImageRef:
 
 def _decode(ref: ImageRef, source: Path | io.BytesIO) -> Image.Image:
     with _one_line(ref), _open(ref, source) as picture:
-        picture.load()
-        turn = _UPRIGHT.get(_orientation(picture))
-        upright = picture if turn is None else picture.transpose(turn)
-        if upright.mode.startswith("I;16"):
-            # Pillow's own conversion clips at 255, which makes a 16-bit picture white.
-            return Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8)).convert("RGB")
-        if upright.has_transparency_data:
-            rgba = upright.convert("RGBA")
-            upright = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
-        return upright if upright.mode == "RGB" else upright.convert("RGB")  # which would copy
+        return to_rgb(picture)
 
 
 def _check(ref: ImageRef, source: Path | io.BytesIO) -> tuple[int, int]:
     with _one_line(ref), _open(ref, source) as picture:
         tail = _tail(source)
-        if not _is_whole(picture.format, tail):
-            return _decode(ref, source).size
-        if b"eXIf" in tail:
-            picture.load()  # a PNG may tell its orientation behind the pixels
         width, height = picture.size
-        return (height, width) if _orientation(picture) >= 5 else (width, height)
+        turned = (orientation_behind(tail) if picture.format == "PNG" else None) or orientation(picture)
+        if not _is_whole(picture.format, tail):
+            if width * height <= _TO_BE_SURE * 1e6:
+                return _decode(ref, source).size
+            _check_large(ref, picture, tail)
+        return (height, width) if turned >= 5 else (width, height)
+
+
+def _check_large(ref: ImageRef, picture: ImageFile.ImageFile, tail: bytes) -> None:
+    """Whether a large image without an end mark is cut off, as far as that is seen without all of its pixels."""
+    if picture.format == "JPEG":
+        picture.draft("RGB", (1, 1))  # decodes all of the file, to an eighth of each side
+        picture.load()
+    elif picture.format in _ENDS and not tail.rstrip(b"\0").endswith(_ENDS[picture.format]):
+        raise DataError(
+            f"image {name_of(ref)} is cut off: its end mark is missing; replace it or drop its row", "image_unreadable"
+        )
 
 
 def name_of(ref: ImageRef) -> str:
@@ -115,20 +112,23 @@ def _reason(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def _open(ref: ImageRef, source: Path | io.BytesIO) -> Image.Image:
+def _open(ref: ImageRef, source: Path | io.BytesIO) -> ImageFile.ImageFile:
     try:
         if isinstance(source, Path) and not stat.S_ISREG(source.stat().st_mode) and not source.is_dir():
             # A pipe or a device, whose end may never come.
             raise DataError(f"image {name_of(ref)} is no file: {source}", "image_unreadable")
-        picture = Image.open(source)
+        picture = open_file(source)
     except Image.DecompressionBombError as error:
-        raise DataError(f"image {name_of(ref)} is too large ({error}); scale it down", "image_bomb") from error
+        found = re.search(r"[0-9]+", str(error))
+        raise _too_large(ref, "it has", int(found[0]) if found else 0) from error
     except FileNotFoundError:
         raise DataError(f"image {name_of(ref)} is missing: no file {_path(ref)}", "image_missing") from None
     except IsADirectoryError:
         raise DataError(f"image {name_of(ref)} is a folder: {_path(ref)}", "image_missing") from None
     except UnidentifiedImageError:
-        raise DataError(f"image {name_of(ref)} is not an image that Pillow can read", "image_unreadable") from None
+        raise DataError(
+            f"image {name_of(ref)} is not an image of a known format; save it as JPEG or PNG", "image_unreadable"
+        ) from None
     except OSError as error:
         if error.errno is None:
             raise  # Pillow's, not the system's: the file is damaged
@@ -139,13 +139,9 @@ def _open(ref: ImageRef, source: Path | io.BytesIO) -> Image.Image:
         raise DataError(
             f"image {name_of(ref)} is too large: {width} x {height} px; scale each side to {MAX_SIDE:,}", "image_bomb"
         )
-    if (megapixels := width * height / 1e6) > limits().image_megapixels:
+    if width * height > limits().image_megapixels * 1e6:
         picture.close()
-        raise DataError(
-            f"image {name_of(ref)} is too large: {width} x {height} px are {megapixels:.1f} megapixels, and "
-            f"{limits().image_megapixels:g} are taken; scale it down, {remedy('image_megapixels', megapixels)}",
-            "image_bomb",
-        )
+        raise _too_large(ref, f"{width} x {height} px are", width * height)
     if picture.mode in ("I", "F"):
         picture.close()
         raise DataError(
@@ -155,13 +151,12 @@ def _open(ref: ImageRef, source: Path | io.BytesIO) -> Image.Image:
     return picture
 
 
-def _orientation(picture: Image.Image) -> int:
-    try:
-        # Not picture.getexif(): it decodes a whole PNG to look for EXIF behind the pixels.
-        value = Image.Image.getexif(picture).get(ExifTags.Base.Orientation)
-    except Exception:
-        return 1  # EXIF data that cannot be read say nothing; the picture itself may be perfect
-    return value if value in _UPRIGHT else 1
+def _too_large(ref: ImageRef, what: str, pixels: int) -> DataError:
+    return DataError(
+        f"image {name_of(ref)} is too large: {what} {pixels / 1e6:.1f} megapixels, and "
+        f"{limits().image_megapixels:g} are taken; scale it down, {remedy('image_megapixels', pixels / 1e6)}",
+        "image_bomb",
+    )
 
 
 def _is_whole(kind: str | None, tail: bytes) -> bool:
