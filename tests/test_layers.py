@@ -27,8 +27,14 @@ LAYERS = [
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
 MEMBER_OF = {
     "devices": "runtime",
+    "connections": "prompt",
     "limits": "recipe",
+<<<<<<< HEAD
     "child": "runtime",
+=======
+    "network": "prompt",
+    "patterns": "types",
+>>>>>>> 3c6ef6f (Network: one bound for all that is fetched: bytes, seconds, tries, addresses; secrets of URLs stay unsaid)
     "recipes": "recipe",
     "recipe_errors": "recipe",
     "recipe_sections": "recipe",

@@ -37,6 +37,14 @@ class Limits(Section):
     """Of memory for the same."""
     template_characters: float = Field(1_000_000, gt=0)
     """That a chat template writes for a short conversation; the longest in use write some thousand."""
+    image_megabytes: float = Field(256, gt=0)
+    """Of one image that is fetched; photographs have 1 to 20, and eight are fetched at a time."""
+    image_seconds: float = Field(120, gt=0, le=1e6)
+    """For one image that is fetched, all tries together: a slow server must not hold up a million rows."""
+    download_megabytes: float = Field(100_000, gt=0)
+    """Of one part of a known set; the largest has 27,400."""
+    download_seconds: float = Field(172_800, gt=0, le=1e6)
+    """For such a part, all tries together: two days, in which 1 MB a second fetches 172,800 MB."""
 
 
 _now = Limits()

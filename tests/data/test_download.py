@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -13,9 +14,11 @@ from typing import Any
 import pytest
 from picture_files import noise, saved, scene
 
+from sightline.cli import main
 from sightline.data.convert import convert
 from sightline.data.image_files import ImageFiles
 from sightline.errors import DataError, UserError
+from sightline.limits import Limits, use
 
 JPEG, PNG = saved(scene(), "JPEG"), saved(noise(40, 30), "PNG")
 MPO = saved(scene(), "MPO", save_all=True, append_images=[scene()])
@@ -28,12 +31,14 @@ class Shop(BaseHTTPRequestHandler):
     asked: Counter[str]
 
     def do_GET(self) -> None:
-        name = self.path.rpartition("/")[2]
+        name = self.path.rpartition("/")[2].removesuffix("?token=hush")
         self.asked[name] += 1
         times = self.asked[name]
         if name.startswith("busy") and times < 3:
             self.answer(503, b"later", {"Retry-After": "7"})
-        elif name.startswith("cut") and times < 2:
+        elif name.startswith("patience") and times < 2:
+            self.answer(429, b"later", {"Retry-After": "3600"})
+        elif name.startswith("broken") or (name.startswith("cut") and times < 2):
             self.answer(200, PNG, cut=100)
         elif name.startswith("gone"):
             self.answer(404, b"no")
@@ -70,7 +75,7 @@ def shop() -> Iterator[tuple[str, Counter[str]]]:
 
 
 def fetching(folder: Path, pauses: list[float] | None = None) -> ImageFiles:
-    return ImageFiles(folder, None, fetches=True, pause=(pauses if pauses is not None else []).append)
+    return ImageFiles(folder, None, fetches=True, private=True, pause=(pauses if pauses is not None else []).append)
 
 
 def rows(tmp_path: Path, *urls: str) -> Path:
@@ -153,3 +158,81 @@ def test_urls_stay_urls_where_nothing_is_gathered(tmp_path: Path) -> None:
     source = rows(tmp_path, "https://example.org/a.jpg")
     convert(source, tmp_path / "out.json", "llava")
     assert json.loads((tmp_path / "out.json").read_text())[0]["image"] == "https://example.org/a.jpg"
+
+
+# --- bounds -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def usual_limits() -> Iterator[None]:
+    yield
+    use(Limits())
+
+
+def reasons(tmp_path: Path, files: ImageFiles, *urls: str) -> list[str]:
+    """Why rows with these URLs are left out; one that is none is added."""
+    source = rows(tmp_path, *urls)
+    source.write_text(json.dumps([*json.loads(source.read_text()), {"conversations": [["Q", "A"]]}]))
+    convert(source, tmp_path / "out.json", "llava", files=files, skip=True)
+    return [json.loads(line)["reason"] for line in (tmp_path / "out.json.bad.jsonl").read_text().splitlines()]
+
+
+def test_the_own_network_is_asked_only_where_it_is_wanted(
+    tmp_path: Path, shop: tuple[str, Counter[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    host, asked = shop
+    command = ["data", "convert", str(rows(tmp_path, f"{host}/a.jpg")), str(tmp_path / "out.json"), "--to", "llava"]
+    command += ["--download", str(tmp_path / "pictures")]
+    assert main(command) == 2
+    said = capsys.readouterr().err
+    assert "row 1: image http://127.0.0.1:" in said and "--private-network allows it" in said
+    assert said.count("\n") == 1 and not asked
+    assert main([*command, "--private-network"]) == 0 and asked == {"a.jpg": 1}
+
+
+def test_what_is_too_large_is_a_bad_row_and_leaves_nothing(
+    tmp_path: Path, shop: tuple[str, Counter[str]], usual_limits: None
+) -> None:
+    use(Limits(image_megabytes=1e-4))
+    host, _ = shop
+    (said,) = reasons(tmp_path, fetching(tmp_path / "pictures"), f"{host}/large.png")
+    assert "is larger than 0.0001 MB" in said and "--raise-limit image_megabytes=" in said
+    assert [path for path in (tmp_path / "pictures").iterdir() if "json" not in path.name] == []
+
+
+def test_urls_that_can_never_work_are_not_tried(tmp_path: Path) -> None:
+    pauses: list[float] = []
+    urls = ["http://127.0.0.1:9/a b.jpg", "http://127.0.0.1:9/\0", "http://127.0.0.1:9/a\r\nb", "http://me:pw@x/a.jpg"]
+    found = reasons(tmp_path, fetching(tmp_path / "pictures", pauses), *urls)
+    assert len(found) == 4 and pauses == []
+    assert not any("pw" in each for each in found)
+
+
+def test_secrets_of_urls_are_nowhere(tmp_path: Path, shop: tuple[str, Counter[str]]) -> None:
+    host, _ = shop
+    urls = [f"{host}/{name}?token=hush" for name in ("gone.jpg", "page.jpg", "lie.jpg", "broken.jpg")]
+    found = reasons(tmp_path, fetching(tmp_path / "pictures"), *urls)
+    assert len(found) == 4 and not any("hush" in each for each in found)
+    notes = list((tmp_path / "pictures").glob("*.part.json"))
+    assert notes and not any("hush" in note.read_text() for note in notes)
+    assert "hush" not in (tmp_path / "out.json.bad.jsonl").read_text()
+    with pytest.raises(DataError) as error:
+        convert(rows(tmp_path, urls[0]), tmp_path / "x.json", "llava", files=ImageFiles(tmp_path, None, fetches=False))
+    assert "hush" not in str(error.value)
+
+
+def test_one_server_that_asks_for_patience_holds_up_no_other(tmp_path: Path, shop: tuple[str, Counter[str]]) -> None:
+    host, asked = shop
+    fine = [f"{host}/fine{number}.jpg" for number in range(30)]
+    waited: list[tuple[float, bool]] = []
+
+    def pause(seconds: float) -> None:
+        deadline = time.monotonic() + 30
+        while sum(name.startswith("fine") for name in asked) < len(fine) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        waited.append((seconds, time.monotonic() < deadline))
+
+    files = ImageFiles(tmp_path / "pictures", None, fetches=True, private=True, pause=pause)
+    source = rows(tmp_path, *(f"{host}/patience{number}.jpg" for number in range(12)), *fine)
+    assert convert(source, tmp_path / "out.json", "llava", files=files).rows == 42
+    assert waited == [(30.0, True)] * 12, "an hour was asked for, half a minute is waited"

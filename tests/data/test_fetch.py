@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 from file_server import Served, Server, file_server
 
-from sightline.data.fetch import LONGEST_PAUSE, TRIES, fetch, remote_size
+from sightline.data.fetch import fetch, remote_size
 from sightline.errors import DataError
+from sightline.network import DOWNLOAD
 
 CONTENT = random.Random(1).randbytes(50_000)
 OTHER = random.Random(2).randbytes(50_000)
@@ -129,14 +130,14 @@ def test_a_file_shorter_than_announced_is_given_up(server: Server, tmp_path: Pat
     with pytest.raises(DataError, match=r"50,000 bytes came of 60,000 .*6 times in a row"):
         get(server, tmp_path / "f")
     assert not (tmp_path / "f").exists()
-    assert len(server.asked) == TRIES + 1  # the first one gained something
+    assert len(server.asked) == DOWNLOAD.tries + 1  # the first one gained something
 
 
 def test_a_server_that_always_breaks_off_at_the_same_byte_is_given_up(server: Server, tmp_path: Path) -> None:
     server.files["/file"] = Served(CONTENT, ranges=False, breaks=[30_000] * 50)
     with pytest.raises(DataError, match="times in a row"):
         get(server, tmp_path / "f")
-    assert len(server.asked) == TRIES + 1
+    assert len(server.asked) == DOWNLOAD.tries + 1
 
 
 @pytest.mark.parametrize("status", [404, 403, 401, 410])
@@ -156,14 +157,14 @@ def test_a_busy_server_is_asked_again_later_and_later(server: Server, tmp_path: 
 def test_waits_as_long_as_the_server_asks(server: Server, tmp_path: Path) -> None:
     refusals = [(429, {"Retry-After": "17"}), (429, {"Retry-After": "99999"}), (429, {"Retry-After": "soon"})]
     server.files["/file"] = Served(CONTENT, refusals=refusals)
-    assert get(server, tmp_path / "f") == [17.0, LONGEST_PAUSE, 8.0]
+    assert get(server, tmp_path / "f") == [17.0, DOWNLOAD.longest_pause, 8.0]
 
 
 def test_a_busy_server_is_given_up_at_last(server: Server, tmp_path: Path) -> None:
     server.files["/file"] = Served(CONTENT, refusals=[(500, {})] * 50)
     with pytest.raises(DataError, match=r"answers 500 .*6 times in a row; try again later"):
         get(server, tmp_path / "f")
-    assert len(server.asked) == TRIES
+    assert len(server.asked) == DOWNLOAD.tries
 
 
 def test_no_server_at_all(tmp_path: Path) -> None:

@@ -189,10 +189,9 @@ def test_addresses(site: str) -> None:
 
 def test_addresses_that_give_no_picture(site: str) -> None:
     assert "cannot be fetched (HTTP Error 404" in said(ImageRef(f"{site}/gone.png"))
-    for path in ("short.png", "rubbish", "a b"):
+    for path in ("short.png", "rubbish"):
         assert f"image {site}/{path} cannot be fetched" in said(ImageRef(f"{site}/{path}"))
     assert "cannot be fetched" in said(ImageRef("http://127.0.0.1:1/a.png"))
-    assert "cannot be fetched" in said(ImageRef("http://[/a.png"))
 
 
 def test_rows_are_not_fetched(site: str, tmp_path: Path) -> None:

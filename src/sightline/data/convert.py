@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -18,7 +20,7 @@ from sightline.data.image_files import ImageFiles, embedded
 from sightline.data.meta import is_meta
 from sightline.data.sources import Row, Rows, open_rows
 from sightline.data.tables import Table
-from sightline.data.writers import refuse_existing, to_json, writing
+from sightline.data.writers import Writer, refuse_existing, to_json, writing
 from sightline.errors import DataError, UserError
 
 TARGETS = ("llava", "openai", "paddlemix", "jsonl", "parquet")
@@ -29,7 +31,9 @@ _WRITES: dict[str, Callable[[Sequence[Turn], Sequence[str]], Row]] = {
     "paddlemix": to_paddlemix,
 }
 _AT_A_TIME = 64
-"""Rows whose images are fetched together."""
+"""Rows that are read, and whose images are fetched, together."""
+_AHEAD = 4
+"""So many times as many rows are read where images are fetched, so that one slow server holds up few."""
 EXTRA = "extra_json"
 """The column of a Parquet file that holds, as JSON, the keys of a row that have no column."""
 
@@ -38,7 +42,6 @@ EXTRA = "extra_json"
 class Prepared:
     """A row understood, on its way into another form."""
 
-    origin: str
     turns: tuple[Turn, ...]
     extra: Row
     """The keys of the row that are no part of the conversation."""
@@ -67,6 +70,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     places.add_argument("--images-out", metavar="FOLDER", help="gather all images there, embedded ones become files")
     places.add_argument("--download", metavar="FOLDER", help="the same, and images that are URLs are fetched")
     parser.add_argument(
+        "--private-network",
+        action="store_true",
+        help="let --download ask addresses of this machine and its network, too",
+    )
+    parser.add_argument(
         "--drop", nargs="+", default=[], metavar="KEY", help="keys of rows, turns or images to leave out"
     )
     parser.add_argument(
@@ -82,7 +90,7 @@ def run(args: argparse.Namespace) -> None:
     out, gather = Path(args.out), args.download or args.images_out
     files = None
     if gather is not None:
-        files = ImageFiles(Path(gather), args.images, fetches=args.download is not None)
+        files = ImageFiles(Path(gather), args.images, args.download is not None, args.private_network)
     done = convert(
         args.source,
         out,
@@ -135,25 +143,37 @@ def convert(
             raise DataError(f"{origin}: {reason}", error.kind) from None
         bad.append((origin, reason))
 
-    with writing(out, kind) as writer:
-        while chunk := list(islice(numbers, _AT_A_TIME)):
-            prepared = []
-            for number in chunk:
-                try:
-                    prepared.append(_prepare(rows, number, form, drop))
-                except DataError as error:
-                    refused(rows.origin(number), error)
+    def read(number: int) -> Prepared | DataError:
+        try:
+            return _prepare(rows, number, form, drop)
+        except DataError as error:
+            return error
+
+    def write(chunk: Sequence[tuple[int, Prepared | DataError]], writer: Writer) -> None:
+        for number, one in chunk:
+            try:
+                if isinstance(one, DataError):
+                    raise one
+                turns = _settled(one.turns, to, images, files)
+                writer.write(_checked(_row(turns, one.extra, to), turns, to))
+            except DataError as error:
+                refused(rows.origin(number), error)
+                continue
+            done.rows += 1
+            done.in_front += one.in_front
+        if files is not None:
+            files.forget(_pictures(chunk))
+
+    with closing(files) if files is not None else nullcontext(), writing(out, kind) as writer:
+        ahead: deque[list[tuple[int, Prepared | DataError]]] = deque()
+        while chunk := [(number, read(number)) for number in islice(numbers, _AT_A_TIME)]:
+            ahead.append(chunk)
             if files is not None:
-                files.fetch(picture for one in prepared for picture in pictures(one.turns))
-            for one in prepared:
-                try:
-                    turns = _settled(one.turns, to, images, files)
-                    writer.write(_checked(_row(turns, one.extra, to), turns, to))
-                except DataError as error:
-                    refused(one.origin, error)
-                    continue
-                done.rows += 1
-                done.in_front += one.in_front
+                files.begin(_pictures(chunk))
+            if len(ahead) == (_AHEAD if files is not None and files.fetches else 1):
+                write(ahead.popleft(), writer)
+        for chunk in ahead:
+            write(chunk, writer)
         if not done.rows:
             raise DataError(f"{source}: no row could be written; the first: {bad[0][0]}: {bad[0][1]}")
         if bad:
@@ -162,6 +182,10 @@ def convert(
                     listed.write({"row": origin, "reason": reason})
     done.images, done.left_out = files.written if files is not None else 0, len(bad)
     return done
+
+
+def _pictures(chunk: Sequence[tuple[int, Prepared | DataError]]) -> Iterator[Picture]:
+    return (picture for _, one in chunk if isinstance(one, Prepared) for picture in pictures(one.turns))
 
 
 def _open(source: str | Path) -> Rows:
@@ -195,7 +219,7 @@ def _prepare(rows: Rows, number: int, form: str | None, drop: frozenset[str]) ->
     if drop:
         turns = tuple(replace(turn, extra={k: v for k, v in turn.extra.items() if k not in drop}) for turn in turns)
     extra = {key: value for key, value in row.items() if key not in reading.used}
-    return Prepared(rows.origin(number), turns, extra, any(finding.kind == "image_in_front" for finding in findings))
+    return Prepared(turns, extra, any(finding.kind == "image_in_front" for finding in findings))
 
 
 def _unpacked(extra: Any) -> Row:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import email.utils
 import http.client
 import json
 import queue
@@ -21,15 +20,14 @@ from typing import Any
 
 from sightline import __version__
 from sightline.errors import UserError
+from sightline.network import LONGEST_WAIT, read_reply, retry_after
 from sightline.prompt.paint import printable
 
-LARGEST_REPLY = 16 << 20
-"""Bytes; what is longer is no reply, and would fill the memory."""
-
-LONGEST_WAIT = 600.0
-"""Seconds; an endpoint that asks for more (a spent daily quota) is not waited for."""
-
 _LONGEST_BACKOFF = 60.0
+_READ = 10_000
+"""Characters of an endpoint's message that are looked at; 200 of them are shown."""
+_SECRET = 8
+"""Characters that a key has at least."""
 _WORTH_ANOTHER_TRY = {408, 409, 425, 429}
 """And all from 500 on."""
 
@@ -107,6 +105,10 @@ class Endpoint:
             line = line.replace(self.key, "***")
         return line if len(line) <= 200 else line[:200] + "..."
 
+    def is_repeated_in(self, text: str) -> bool:
+        """Whether a text holds the key; a short one (EMPTY, none, ollama) is no secret, but may be a word."""
+        return self.key is not None and len(self.key) >= _SECRET and self.key in text
+
 
 @dataclass(frozen=True)
 class Reply:
@@ -156,7 +158,7 @@ def _post(endpoint: Endpoint, body: bytes) -> bytes:
     request = urllib.request.Request(endpoint.url, body, headers)
     try:
         with endpoint._http.open(request, timeout=endpoint.timeout) as answer:
-            return _read(answer, endpoint.timeout)
+            return read_reply(answer, endpoint.timeout)
     except urllib.error.HTTPError as error:
         with error:
             raise _verdict(endpoint, error) from None
@@ -172,27 +174,12 @@ def _post(endpoint: Endpoint, body: bytes) -> bytes:
         raise _TryAgain(f"{what} ({endpoint.hidden(str(reason) or type(reason).__name__)})") from None
 
 
-def _read(answer: http.client.HTTPResponse, timeout: float) -> bytes:
-    # Piece by piece, because a socket's timeout begins anew with every byte.
-    deadline = time.monotonic() + timeout
-    content = bytearray()
-    while piece := answer.read1(1 << 16):
-        content += piece
-        if time.monotonic() > deadline:
-            raise TimeoutError
-        if len(content) > LARGEST_REPLY:
-            raise http.client.HTTPException("it has no end")
-    if answer.length:  # bytes that were promised; read1 does not miss them
-        raise http.client.IncompleteRead(b"", answer.length)
-    return bytes(content)
-
-
 def _verdict(endpoint: Endpoint, error: urllib.error.HTTPError) -> Exception:
     """What an HTTP error means for this request and for all others."""
     status = error.code
     assert isinstance(error.fp, http.client.HTTPResponse)
     try:
-        content = _read(error.fp, endpoint.timeout)
+        content = read_reply(error.fp, endpoint.timeout)
     except (OSError, http.client.HTTPException):
         content = b""
     says = endpoint.hidden(_message(content))
@@ -207,25 +194,13 @@ def _verdict(endpoint: Endpoint, error: urllib.error.HTTPError) -> Exception:
         where = endpoint.hidden(error.headers.get("Location", "somewhere else"))
         remedy = f"it points to {where}; name the final address with --base-url"
     elif status >= 500 or status in _WORTH_ANOTHER_TRY:
-        after = _retry_after(error.headers.get("Retry-After"))
+        after = retry_after(error.headers.get("Retry-After"))
         if after is None or after <= LONGEST_WAIT:
             return _TryAgain(fault, after)
         remedy = f"it asks to wait {after / 60:.0f} minutes; start again then"
     else:
         return Unanswered(fault)
     return UserError(f"{endpoint.url}: {fault}: {remedy}")
-
-
-def _retry_after(value: str | None) -> float | None:
-    """Seconds, from seconds or a date; None where there is nothing to understand."""
-    if value is None:
-        return None
-    if re.fullmatch(r"\d{1,9}(\.\d*)?", value.strip()):
-        return float(value)
-    try:
-        return max(email.utils.parsedate_to_datetime(value).timestamp() - time.time(), 0.0)
-    except (ValueError, OverflowError):
-        return None
 
 
 def _to_reply(endpoint: Endpoint, content: bytes, spent: Counter[str]) -> Reply:
@@ -244,11 +219,13 @@ def _to_reply(endpoint: Endpoint, content: bytes, spent: Counter[str]) -> Reply:
     spent["replies"] += 1
     match answer:
         case {"choices": [{"message": {"content": str(text)}} as choice, *_]}:
-            return Reply(text, str(choice.get("finish_reason")))
+            if endpoint.is_repeated_in(text):
+                raise _TryAgain("the reply repeats the key, so it is not kept")
+            return Reply(text, endpoint.hidden(str(choice.get("finish_reason"))))
         case {"choices": [{"message": {"refusal": str(refusal)}}, *_]}:
             return Reply("", f"refusal: {endpoint.hidden(refusal)}")
         case {"choices": [{"message": dict()} as choice, *_]}:
-            return Reply("", str(choice.get("finish_reason")))
+            return Reply("", endpoint.hidden(str(choice.get("finish_reason"))))
     raise _TryAgain(f"the reply holds no message: {endpoint.hidden(_message(content))}")
 
 
@@ -258,8 +235,8 @@ def _message(content: bytes) -> str:
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
-        return re.sub(r"<[^>]*>", " ", text)
+        return re.sub(r"<[^<>]*>", " ", text[:_READ])
     for name in ("error", "message", "detail"):
         if isinstance(value, dict) and name in value:
             value = value[name]
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return (value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))[:_READ]

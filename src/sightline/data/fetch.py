@@ -5,7 +5,6 @@ While it grows the file is called NAME.part; NAME.part.json holds what the serve
 
 from __future__ import annotations
 
-import email.utils
 import errno
 import hashlib
 import http.client
@@ -14,23 +13,20 @@ import os
 import re
 import time
 import urllib.error
-import urllib.request
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from sightline import __version__
+from sightline.connections import Refused, shown
 from sightline.errors import DataError
+from sightline.network import DOWNLOAD, Bounds, opening, retry_after
 from sightline.prompt.paint import printable
 from sightline.runtime import say
 
-TRIES = 6
-"""In a row without a byte gained."""
 TRIES_UNREACHED = 3
-"""The same, for a server that was never reached: most likely there is no network."""
+"""Tries in a row for a server that was never reached: most likely there is no network."""
 TIMEOUT = 60.0
-LONGEST_PAUSE = 300.0
 _CHUNK = 1 << 20
 _AGAIN = {408, 425, 429, 500, 502, 503, 504}
 _OURS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EISDIR, errno.EIO}
@@ -44,7 +40,8 @@ Report = Callable[[int, int | None], None]
 class _Note:
     """What tells whether the file of a later try is the same."""
 
-    url: str
+    source: str
+    """The URL, hashed: it may hold a secret."""
     validator: str | None
     """A strong ETag, or the date of the last change."""
     size: int | None
@@ -60,6 +57,7 @@ def fetch(
     url: str,
     target: Path,
     *,
+    bounds: Bounds = DOWNLOAD,
     checksum: str | None = None,
     report: Report = lambda there, total: None,
     pause: Callable[[float], None] = time.sleep,
@@ -67,22 +65,27 @@ def fetch(
     """Fetch a file; what an earlier try has left is used, if the server still has the same file.
 
     Raises DataError when the server refuses, when it gives something else than the file (a web page, a wrong
-    checksum), and after six tries without a byte gained.
+    checksum), beyond the bounds, and after so many tries without a byte gained as they say.
     """
+    until = time.monotonic() + bounds.seconds
     target.parent.mkdir(parents=True, exist_ok=True)
     part = _part_of(target)
     failures, most = 0, _size(part)
     while True:
         try:
-            _pull(url, part, report)
+            _pull(url, part, bounds, until, report)
             break
+        except Refused as reason:
+            raise DataError(f"{shown(url)} {reason}") from None
         except _TryAgain as reason:
             failures = 0 if _size(part) > most else failures + 1
             most = max(most, _size(part))
-            if failures >= (TRIES if reason.reached or most else TRIES_UNREACHED):
+            if failures >= (bounds.tries if reason.reached or most else TRIES_UNREACHED):
                 kept = f"; what came is kept in {part}" if most else ""
-                raise DataError(f"{url}: {reason}, {failures} times in a row; try again later{kept}") from None
-            wait = min(reason.pause if reason.pause is not None else 2.0**failures, LONGEST_PAUSE)
+                raise DataError(f"{shown(url)}: {reason}, {failures} times in a row; try again later{kept}") from None
+            wait = min(reason.pause if reason.pause is not None else 2.0**failures, bounds.longest_pause)
+            if time.monotonic() + wait > until:
+                raise DataError(f"{shown(url)} {bounds.too_slow()} (the last try: {reason})") from None
             say(printable(f"{target.name}: {reason}; going on in {wait:.0f} s"))
             pause(wait)
     _check(part, target, checksum)
@@ -93,9 +96,9 @@ def fetch(
 def remote_size(url: str) -> int | None:
     """How many bytes a URL would give, as the server says; None when it does not say or cannot be reached."""
     try:
-        with _open(url, {}, method="HEAD", timeout=10.0) as response:
+        with opening(url, DOWNLOAD, time.monotonic() + 20.0, method="HEAD", timeout=10.0) as response:
             return _length(response)
-    except (OSError, http.client.HTTPException, ValueError, DataError):
+    except (OSError, http.client.HTTPException, ValueError, Refused):
         return None
 
 
@@ -110,15 +113,7 @@ def hash_file(path: Path, algorithm: str) -> str:
         return hashlib.file_digest(file, algorithm).hexdigest()
 
 
-def _open(url: str, headers: dict[str, str], method: str = "GET", timeout: float = TIMEOUT) -> Any:
-    if not url.startswith(("http://", "https://")):
-        raise DataError(f"{url}: is no http(s) URL")
-    own = {"User-Agent": f"sightline/{__version__}", "Accept-Encoding": "identity"}
-    request = urllib.request.Request(url, headers=own | headers, method=method)
-    return urllib.request.urlopen(request, timeout=timeout)
-
-
-def _pull(url: str, part: Path, report: Report) -> None:
+def _pull(url: str, part: Path, bounds: Bounds, until: float, report: Report) -> None:
     """One try. Returns when the file is complete; raises _TryAgain when it is not."""
     note, have = _read_note(part, url), _size(part)
     if note is None or (note.validator is None and note.size is None):
@@ -131,16 +126,18 @@ def _pull(url: str, part: Path, report: Report) -> None:
         if note.validator:
             headers["If-Range"] = note.validator
     try:
-        with _open(url, headers) as response:
+        with opening(url, bounds, until, headers=headers, timeout=TIMEOUT) as response:
             _refuse_page(url, part, response)
             now, start = _note_of(url, response)
+            if (now.size or 0) > bounds.largest:
+                raise bounds.too_large(now.size or 0)
             if response.status != 206 or note is None:
                 have = 0
                 _write_note(part, now)
             elif start != have or _differ(now.validator, note.validator) or _differ(now.size, note.size):
                 _forget(part)
                 raise _TryAgain("the file has changed at its source, so it begins anew", pause=0.0)
-            _copy(response, part, have, now.size, report)
+            _copy(response, part, have, now.size, bounds, report)
     except urllib.error.HTTPError as error:
         _refuse(url, part, error)
     except (OSError, http.client.HTTPException) as error:
@@ -150,17 +147,20 @@ def _pull(url: str, part: Path, report: Report) -> None:
             raise _TryAgain(f"the server cannot be reached ({error.reason})", reached=False) from None
         raise _TryAgain(f"the connection broke off ({error or type(error).__name__})") from None
     except ValueError as error:
-        raise DataError(f"{url}: the answer makes no sense ({error})") from None
+        raise DataError(f"{shown(url)}: the answer makes no sense ({error})") from None
 
 
-def _copy(response: Any, part: Path, have: int, total: int | None, report: Report) -> None:
+def _copy(response: Any, part: Path, have: int, total: int | None, bounds: Bounds, report: Report) -> None:
     with part.open("r+b" if have else "wb") as file:
         file.seek(have)
         file.truncate()
         report(have, total)
         while chunk := response.read(_CHUNK):
-            file.write(chunk)
             have += len(chunk)
+            if have > bounds.largest:
+                _forget(part)
+                raise bounds.too_large(have)
+            file.write(chunk)
             report(have, total)
     if total is not None and have != total:
         if have > total:
@@ -177,11 +177,11 @@ def _note_of(url: str, response: Any) -> tuple[_Note, int]:
     etag = response.headers.get("ETag", "")
     validator = etag if etag.startswith('"') else response.headers.get("Last-Modified")
     if response.status != 206:
-        return _Note(url, validator, _length(response)), 0
+        return _Note(_hashed(url), validator, _length(response)), 0
     found = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", "").strip())
     if found is None:
-        return _Note(url, validator, None), -1
-    return _Note(url, validator, int(found[2]) if found[2] != "*" else None), int(found[1])
+        return _Note(_hashed(url), validator, None), -1
+    return _Note(_hashed(url), validator, int(found[2]) if found[2] != "*" else None), int(found[1])
 
 
 def _length(response: Any) -> int | None:
@@ -192,7 +192,9 @@ def _length(response: Any) -> int | None:
 
 def _refuse_page(url: str, part: Path, response: Any) -> None:
     if response.headers.get_content_type() == "text/html" and ".htm" not in part.name:
-        raise DataError(f"{url}: gives a web page, not the file (it may ask for a log-in, or the file has moved)")
+        raise DataError(
+            f"{shown(url)}: gives a web page, not the file (it may ask for a log-in, or the file has moved)"
+        )
 
 
 def _refuse(url: str, part: Path, error: urllib.error.HTTPError) -> None:
@@ -201,18 +203,10 @@ def _refuse(url: str, part: Path, error: urllib.error.HTTPError) -> None:
             _forget(part)
             raise _TryAgain("the server no longer has the rest of the file, so it begins anew") from None
         if error.code in _AGAIN:
-            raise _TryAgain(f"the server answers {error.code} {error.reason}", _retry_after(error)) from None
-        raise DataError(f"{url}: the server answers {error.code} {error.reason}") from None
-
-
-def _retry_after(error: urllib.error.HTTPError) -> float | None:
-    asked = error.headers.get("Retry-After", "").strip()
-    if asked.isdecimal():
-        return float(asked)
-    try:
-        return max(0.0, email.utils.parsedate_to_datetime(asked).timestamp() - time.time())
-    except (ValueError, OverflowError):
-        return None
+            raise _TryAgain(
+                f"the server answers {error.code} {error.reason}", retry_after(error.headers.get("Retry-After"))
+            ) from None
+        raise DataError(f"{shown(url)}: the server answers {error.code} {error.reason}") from None
 
 
 def _check(part: Path, target: Path, checksum: str | None) -> None:
@@ -242,12 +236,16 @@ def _note_path(part: Path) -> Path:
     return part.with_name(part.name + ".json")
 
 
+def _hashed(url: str) -> str:
+    return hashlib.sha256(url.encode("utf-8", "surrogatepass")).hexdigest()
+
+
 def _read_note(part: Path, url: str) -> _Note | None:
     try:
         note = _Note(**json.loads(_note_path(part).read_text()))
     except (OSError, ValueError, TypeError):
         return None
-    return note if note.url == url else None
+    return note if note.source == _hashed(url) else None
 
 
 def _write_note(part: Path, note: _Note) -> None:

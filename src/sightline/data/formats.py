@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from sightline.connections import shown
 from sightline.data.forms.pairs import paddlemix, query, texts
 from sightline.data.forms.reading import Picture, Reading, Turn, place
 from sightline.data.forms.turns import llava, mix, openai
@@ -112,7 +113,7 @@ def _ref(picture: Picture, folder: str | None) -> ImageRef:
         return ImageRef(source)
     if is_url(source):
         raise DataError(
-            f"image {source}: images of rows are not fetched while they are used; "
+            f"image {shown(source)}: images of rows are not fetched while they are used; "
             "`sightline data convert IN OUT --to llava --download FOLDER` fetches them once",
             "image_missing",
         )

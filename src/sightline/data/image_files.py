@@ -6,22 +6,27 @@ import hashlib
 import io
 import os
 import re
-import time
+import threading
 import urllib.parse
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
+from sightline.connections import shown
 from sightline.data.fetch import fetch
 from sightline.data.formats import is_url, within
 from sightline.data.forms.reading import Picture
 from sightline.errors import DataError, UserError
+from sightline.network import of_image
 from sightline.prompt.decoding import open_file
 from sightline.prompt.images import check_image, hold_image
 from sightline.types import ImageRef
 
 _AT_ONCE = 8
+"""Images that are fetched."""
+_WAITING = 64
+"""Images that are fetched or waited for, where a server asks for it: so that one server holds up no other."""
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 
 
@@ -34,19 +39,33 @@ class ImageFiles:
     """The folder that paths of rows are relative to; None: `folder` itself."""
     fetches: bool
     """Whether images are fetched from the network."""
-    pause: Callable[[float], None] = time.sleep
+    private: bool = False
+    """Whether URLs of rows may lead into the own network."""
+    pause: Callable[[float], object] | None = None
     """Waits between the tries to fetch an image."""
     written: int = 0
     """Files made of embedded images, and copies."""
-    _fetched: dict[str, str | DataError] = field(default_factory=dict, repr=False)
+    _fetched: dict[str, Future[str | DataError]] = field(default_factory=dict, repr=False)
+    _pool: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(_WAITING), repr=False)
+    _asking: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(_AT_ONCE), repr=False)
+    _stopped: threading.Event = field(default_factory=threading.Event, repr=False)
 
-    def fetch(self, pictures: Iterable[Picture]) -> None:
-        """Fetch the URLs among these pictures, several at once; what fails is told by `keep`."""
-        self._fetched.clear()
-        urls = {one.source for one in pictures if one.data is None and one.source and is_url(one.source)}
-        if self.fetches and urls:
-            with ThreadPoolExecutor(_AT_ONCE) as pool:
-                self._fetched.update(zip(urls, pool.map(self._fetch, urls), strict=True))
+    def begin(self, pictures: Iterable[Picture]) -> None:
+        """Begin to fetch the URLs among these pictures; `keep` waits for each, and tells what failed."""
+        if self.fetches:
+            for url in _urls(pictures):
+                if url not in self._fetched:
+                    self._fetched[url] = self._pool.submit(self._fetch, url)
+
+    def forget(self, pictures: Iterable[Picture]) -> None:
+        """Of pictures that were kept: what came of their URLs."""
+        for url in _urls(pictures):
+            self._fetched.pop(url, None)
+
+    def close(self) -> None:
+        """Fetch no more."""
+        self._stopped.set()
+        self._pool.shutdown(cancel_futures=True)
 
     def keep(self, picture: Picture) -> Picture:
         """The picture as a path in the folder. Raises DataError where it is missing or no image."""
@@ -58,8 +77,9 @@ class ImageFiles:
             return Picture(self._write(_checked(ImageRef(source)), None))
         if is_url(source):
             if not self.fetches:
-                raise DataError(f"image {source} is not fetched; --download FOLDER does that", "image_missing")
-            found = self._fetched[source]
+                raise DataError(f"image {shown(source)} is not fetched; --download FOLDER does that", "image_missing")
+            self.begin([picture])
+            found = self._fetched[source].result()
             if isinstance(found, DataError):
                 raise found
             return Picture(found)
@@ -91,13 +111,27 @@ class ImageFiles:
         return path
 
     def _fetch(self, url: str) -> str | DataError:
+        with self._asking:
+            return self._fetch_now(url)
+
+    def _wait(self, seconds: float) -> None:
+        """Between two tries another image is fetched."""
+        self._asking.release()
+        try:
+            (self.pause or self._stopped.wait)(seconds)
+        finally:
+            self._asking.acquire()
+        if self._stopped.is_set():
+            raise DataError("it was stopped")
+
+    def _fetch_now(self, url: str) -> str | DataError:
         stem, suffix = _name_of_url(url)
         # Looked for by their names: the folder may hold a million files.
         there = [path for end in _SUFFIXES if (path := self.folder / f"{stem}{end}").exists()]
         target = there[0] if there else self.folder / f"{stem}{suffix or '.fetched'}"
         try:
             if not there:
-                fetch(url, target, pause=self.pause)
+                fetch(url, target, bounds=of_image(self.private), pause=self._wait)
         except DataError as error:
             return DataError(f"image {error}", "image_missing")
         except OSError as error:
@@ -106,7 +140,7 @@ class ImageFiles:
             check_image(ImageRef(str(target)))
         except DataError as error:
             target.unlink()
-            return DataError(f"what {url} gives cannot be used: {error}", "image_unreadable")
+            return DataError(f"what {shown(url)} gives cannot be used: {error}", "image_unreadable")
         if target.suffix == ".fetched":
             target = target.rename(target.with_suffix(_suffix(target.read_bytes())))
         return target.name
@@ -121,6 +155,10 @@ class ImageFiles:
             draft.unlink(missing_ok=True)
             raise UserError(f"cannot write {path} ({error.strerror})") from error
         self.written += 1
+
+
+def _urls(pictures: Iterable[Picture]) -> Iterator[str]:
+    return (one.source for one in pictures if one.data is None and one.source and is_url(one.source))
 
 
 def embedded(picture: Picture, images: str | None) -> Picture:
@@ -159,4 +197,7 @@ def _name_of_url(url: str) -> tuple[str, str]:
     path = PurePosixPath(urllib.parse.unquote(urllib.parse.urlsplit(url).path))
     stem = re.sub(r"[^A-Za-z0-9_-]+", "_", path.stem)[:60] or "image"
     suffix = path.suffix.lower()
-    return f"{stem}-{hashlib.sha256(url.encode()).hexdigest()[:8]}", suffix if suffix in _SUFFIXES else ""
+    return (
+        f"{stem}-{hashlib.sha256(url.encode('utf-8', 'surrogatepass')).hexdigest()[:8]}",
+        suffix if suffix in _SUFFIXES else "",
+    )

@@ -9,7 +9,6 @@ import os.path
 import re
 import stat
 import urllib.parse
-import urllib.request
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,8 +16,10 @@ from pathlib import Path
 
 from PIL import Image, ImageFile, UnidentifiedImageError
 
+from sightline.connections import Refused, shown
 from sightline.errors import DataError
 from sightline.limits import limits, remedy
+from sightline.network import fetch_bytes, of_image
 from sightline.prompt.decoding import open_file, orientation, orientation_behind, to_rgb
 from sightline.types import ImageRef
 
@@ -90,6 +91,8 @@ def name_of(ref: ImageRef) -> str:
     """How messages call an image."""
     if isinstance(ref.source, bytes):
         return f"<{len(ref.source)} bytes>"
+    if ref.source.startswith(("http://", "https://")):
+        return shown(ref.source)
     return ref.source if len(ref.source) <= 120 else ref.source[:60] + "..."
 
 
@@ -190,10 +193,12 @@ def _read(ref: ImageRef) -> Path | io.BytesIO:
                 "image_missing",
             )
         try:
-            with urllib.request.urlopen(source, timeout=30) as answer:
-                return io.BytesIO(answer.read())
+            # The user has typed it: it may be one of the own network.
+            return io.BytesIO(fetch_bytes(source, of_image(private=True)))
+        except Refused as error:
+            raise DataError(f"image {shown(source)} {error}", "image_missing") from error
         except (OSError, ValueError, http.client.HTTPException) as error:
-            raise DataError(f"image {source} cannot be fetched ({_reason(error)})", "image_missing") from error
+            raise DataError(f"image {shown(source)} cannot be fetched ({_reason(error)})", "image_missing") from error
     return _path(ref)
 
 
