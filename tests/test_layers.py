@@ -33,6 +33,7 @@ MEMBER_OF = {
     "child": "runtime",
 =======
     "network": "prompt",
+    "pattern_tree": "types",
     "patterns": "types",
 >>>>>>> 3c6ef6f (Network: one bound for all that is fetched: bytes, seconds, tries, addresses; secrets of URLs stay unsaid)
     "recipes": "recipe",

@@ -10,6 +10,7 @@ from sightline import cli, devices
 from sightline.errors import RecipeError
 from sightline.recipe import load_recipe
 from sightline.recipe_sections import DEVICES
+from sightline.recipes import read_recipe
 
 REST = "data: [{path: x.json}]\nbatch: {global_batch: 8}\noptim: {lr: 1e-3}\n"
 
@@ -107,3 +108,22 @@ def test_an_unknown_set_of_data_is_an_error_of_the_recipe(tmp_path: Path, capsys
     )
     assert cli.main(["recipe", "check", path]) == 2
     assert "llava_v15_mix665k" in capsys.readouterr().err
+
+
+def many_keys(number: int) -> str:
+    return "".join(f"key{at}: 1\n" for at in range(number))
+
+
+def test_a_file_of_many_keys_is_no_recipe(tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text(many_keys(300_000))
+    with pytest.raises(RecipeError, match="is no recipe: it has more than 256 KB"):
+        read_recipe(str(tmp_path / "r.yaml"))
+
+
+def test_no_more_errors_are_told_than_a_person_reads(tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text(many_keys(3000) + "key1: 2\n" * 100 + f"model: {{llm: [{'x' * 50_000}]}}\n")
+    with pytest.raises(RecipeError) as error:
+        load_recipe(str(tmp_path / "r.yaml"))
+    lines = str(error.value).splitlines()
+    assert len(lines) <= 71 and lines[-1].startswith("and 2,9") and lines[-1].endswith(" more errors")
+    assert max(map(len, lines)) < 1000

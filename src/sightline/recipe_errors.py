@@ -47,6 +47,12 @@ ELSEWHERE = {
 MANY = 12
 """Choices beyond it are not all listed where one of them is near."""
 
+MOST = 50
+"""Errors that are told; the nearest key of ten thousand would be looked for for minutes."""
+
+_LONGEST = 600
+"""Characters of an error; all keys of a section fit, a value of many lines does not."""
+
 _QUOTED = re.compile(r"'([^']*)'")
 
 _PLAIN = {
@@ -92,7 +98,9 @@ def explain(error: ValidationError, keys: Mapping[KeyPath, Any], files: Mapping[
     """A line for each error; `files` says where each value was written, under the empty path the recipe's own file."""
     # A list whose entries are all wrong is also reported as too short.
     items = [item for item in error.errors() if not (item["type"] == "too_short" and item["input"])]
-    return [f"{_file(item['loc'], files)}: {_problem(item, keys)}" for item in items]
+    lines = [f"{_file(item['loc'], files)}: {_problem(item, keys)}" for item in items[:MOST]]
+    more = [f"and {len(items) - MOST:,} more errors"] * (len(items) > MOST)
+    return [line if len(line) <= _LONGEST else f"{line[:_LONGEST]}..." for line in lines] + more
 
 
 def _file(path: KeyPath, files: Mapping[KeyPath, str]) -> str:

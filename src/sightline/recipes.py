@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ class _Loader(yaml.SafeLoader):
     """YAML of what JSON can say, in which 1e-3 is a number and a date is a text."""
 
 
-_FLOAT = re.compile(r"^[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+$")
+_FLOAT = re.compile(r"^[-+]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)[eE][-+]?[0-9]+$")
 _Loader.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
@@ -35,8 +36,15 @@ _Loader.yaml_constructors = {
     if tag is None or tag.rpartition(":")[2] not in ("binary", "omap", "pairs", "set", "timestamp")
 }
 
+LARGEST = 256 * 1024
+"""Bytes; YAML is read at some 100 KB a second, and a recipe of a hundred sets of data has 20 KB."""
+
 MANY_VALUES = 100_000
 """A file with more is no recipe: aliases of aliases unfold to any number of values."""
+
+
+MANY_TWICE = 20
+"""Keys that are there twice, and are told."""
 
 
 class _Dumper(yaml.SafeDumper):
@@ -135,14 +143,18 @@ def read_yaml(path: Path, label: str) -> tuple[dict[str, Any], list[str]]:
     Raises RecipeError when it cannot be read, is no YAML or no mapping.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        with path.open("rb") as file:
+            content = file.read(LARGEST + 1)
+        if len(content) > LARGEST:
+            raise RecipeError(f"{label}: is no recipe: it has more than {LARGEST // 1024} KB")
+        text = content.decode("utf-8")
         loader = _Loader(text)
         try:
             node = loader.get_single_node()
             data = loader.construct_document(node) if node is not None else {}
             if any(number >= MANY_VALUES for number, _ in enumerate(flatten(data))):
                 raise RecipeError(f"{label}: has more than {MANY_VALUES:,} values, or its aliases unfold to that many")
-            duplicates = list(_duplicates(node)) if node is not None else []
+            duplicates = list(islice(_duplicates(node), MANY_TWICE)) if node is not None else []
         finally:
             loader.dispose()
     except OSError as error:
@@ -152,16 +164,20 @@ def read_yaml(path: Path, label: str) -> tuple[dict[str, Any], list[str]]:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-        raise RecipeError(f"{label}: {where}is not YAML: {error.problem}") from error
+        raise RecipeError(f"{label}: {where}is not YAML: {_short(error.problem)}") from error
     except yaml.YAMLError as error:
-        raise RecipeError(f"{label}: is not YAML: {' '.join(str(error).split())}") from error
+        raise RecipeError(f"{label}: is not YAML: {_short(error)}") from error
     except (ValueError, LookupError) as error:  # a tag that its value does not fit: !!int many
-        raise RecipeError(f"{label}: is not YAML: {error}") from error
+        raise RecipeError(f"{label}: is not YAML: {_short(error)}") from error
     except RecursionError as error:
         raise RecipeError(f"{label}: is nested too deeply, or an alias contains itself") from error
     if not isinstance(data, dict):
         raise RecipeError(f"{label}: must be a mapping of sections (model, tune, data, ...)")
     return data, [f"{label}: {problem}" for problem in duplicates]
+
+
+def _short(reason: object) -> str:
+    return " ".join(str(reason).split())[:200]
 
 
 def _duplicates(node: yaml.Node, path: KeyPath = ()) -> Iterator[str]:
@@ -173,7 +189,7 @@ def _duplicates(node: yaml.Node, path: KeyPath = ()) -> Iterator[str]:
         for key, value in node.value:
             name, line = str(key.value), key.start_mark.line + 1
             if name in seen:
-                yield f"{dotted((*path, name))}: is there twice, in lines {seen[name]} and {line}"
+                yield f"{_short(dotted((*path, name)))}: is there twice, in lines {seen[name]} and {line}"
             seen[name] = line
             yield from _duplicates(value, (*path, name))
 

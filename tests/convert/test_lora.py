@@ -190,3 +190,13 @@ def test_damaged_adapters_are_named(pair: Path, tmp_path: Path) -> None:
     assert "damaged" in refusal(base, adapter)
     with pytest.raises(ModelError, match="no adapter"):
         adapter_config(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "patterns",
+    [{"(([a-z0-9_.]+)+)!": 3}, {"(" * 5000: 3}, {"a{9999999999}": 3}, {f"layer{n}": 3 for n in range(2001)}],
+    ids=["ambiguous", "deep", "often", "many"],
+)
+def test_patterns_that_could_match_for_ever_are_refused(pair: Path, tmp_path: Path, patterns: dict[str, int]) -> None:
+    said = refusal(in_folder(pair / "llm"), changed(pair, tmp_path, {"alpha_pattern": patterns}))
+    assert "adapter_config.json" in said and len(said) < 500

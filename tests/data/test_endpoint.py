@@ -308,27 +308,3 @@ def test_the_wait_stops_doubling(server: Server, monkeypatch: pytest.MonkeyPatch
     server.reply = lambda asked: Answer(status=500 if len(server.asked) < 1100 else 400)
     with pytest.raises(Unanswered, match="HTTP 400"):
         complete(endpoint_of(server, tries=2000), MESSAGES, Counter())
-
-
-def test_a_reply_that_repeats_the_key_is_not_kept(server: Server) -> None:
-    server.reply = in_turn(says(f"You said {KEY}."), says("A cat."))
-    endpoint = endpoint_of(server)
-    assert complete(endpoint, MESSAGES, Counter()).text == "A cat."
-    assert KEY not in endpoint.faults.get()
-    server.reply = lambda asked: says(f"You said {KEY}.")
-    with pytest.raises(Unanswered, match="repeats the key") as error:
-        complete(endpoint, MESSAGES, Counter())
-    assert KEY not in str(error.value)
-
-
-def test_a_key_that_is_a_word_is_no_secret(server: Server) -> None:
-    server.reply = lambda asked: says("An EMPTY room.")
-    assert complete(endpoint_of(server, key="EMPTY"), MESSAGES, Counter()).text == "An EMPTY room."
-
-
-def test_a_page_of_angle_brackets_is_looked_at_in_no_time(server: Server) -> None:
-    server.reply = lambda asked: Answer(b"<" * 2_000_000, status=400)
-    start = time.process_time()
-    with pytest.raises(Unanswered, match="HTTP 400"):
-        complete(endpoint_of(server), MESSAGES, Counter())
-    assert time.process_time() - start < 5

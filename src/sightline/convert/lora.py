@@ -17,6 +17,7 @@ import torch
 
 from sightline.convert.tensors import Stored, in_file, read_json
 from sightline.errors import ModelError
+from sightline.patterns import slow
 
 CONFIG = "adapter_config.json"
 WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
@@ -32,6 +33,9 @@ OTHER_WAYS = ("use_qalora", "layer_replication", "alora_invocation_tokens", "arr
 
 OTHER_BASES = ("pissa", "olora", "corda", "loftq", "lora_ga")
 """Ways of beginning (init_lora_weights) that change the base as well, which then is not the one that is at hand."""
+
+MOST_PATTERNS = 2000
+"""Of alpha_pattern, each tried on each layer; the linear layers of the largest language models are half as many."""
 
 Rename = Callable[[str], str]
 
@@ -51,10 +55,12 @@ def adapter_config(folder: Path) -> dict[str, Any]:
     try:
         alphas = [float(alpha) for alpha in (config["lora_alpha"], *patterns.values())]
         for pattern in patterns:
-            re.compile(pattern)
+            if why := f"one of {len(patterns):,}" if len(patterns) > MOST_PATTERNS else slow(_pattern(pattern)):
+                raise ModelError(f"{folder / CONFIG}: alpha_pattern {pattern[:80]!r} could match for ever ({why})")
+            re.compile(_pattern(pattern))
         if not all(map(math.isfinite, alphas)):
             raise ValueError(f"a lora_alpha of {alphas[0]}")
-    except (ValueError, KeyError, TypeError, AttributeError, re.error) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError, re.error) as error:
         raise ModelError(f"{folder / CONFIG} is damaged ({error!r}); copy it again") from error
     odd = next((f"uses {way}" for way in OTHER_WAYS if config.get(way)), None)
     if isinstance(begun, str) and begun.startswith(OTHER_BASES):
@@ -168,7 +174,12 @@ def _scale(config: Mapping[str, Any], layer: str, factors: Mapping[str, Stored])
 
 
 def _matches(pattern: str, layer: str) -> bool:
-    return re.match(rf"(.*\.)?({pattern})$", layer) is not None
+    return re.match(_pattern(pattern), layer) is not None
+
+
+def _pattern(pattern: str) -> str:
+    """As peft has it: the end of a layer's name."""
+    return rf"(.*\.)?({pattern})$"
 
 
 def _added(weight: torch.Tensor, factors: Mapping[str, Stored], scale: float, turned: bool) -> torch.Tensor:

@@ -28,7 +28,7 @@ _DENIED_BEFORE = re.compile(
     r"(?:(?:\b(?:not|never|wrong|incorrect)|n['\u2019]t)\s+(?:\w+\s+){0,2}|[不别].{0,3})$", re.IGNORECASE
 )
 _NAMED_BEFORE = re.compile(r"\b(?:option|choice|letter)[\s\"'*(]*$", re.IGNORECASE)
-_ITEM = re.compile(r"(?<![A-Za-z0-9])([A-Z])\s*(?:[.:,)\]}*\u2013\u2014-]+\s*|\n\s*)(?=\S)")
+_ITEM = re.compile(r"(?<![A-Za-z0-9])([A-Z])(?:\s*[.:,)\]}*\u2013\u2014-]+\s*|[^\S\n]*\n\s*)(?=\S)")
 _HEAD = re.compile(r"[\s\"'`*(\[{]*" + _ITEM.pattern)
 _DENIES = re.compile(
     r"\b(?:no|not|never|neither|nor|none|cannot|wrong|incorrect)\b|n['\u2019]t\b|[不没非错]", re.IGNORECASE
@@ -37,11 +37,15 @@ _SHORT = 40
 """Characters of an answer that is surely no long explanation in which the text of an option turns up by chance."""
 _NEAR = 160
 """Characters before a letter that are looked at: with all of them, an endless "A A A" would take minutes."""
+_LONGEST = 20_000
+"""Characters of an answer; of a longer one, which no question asks for, the middle is left out."""
 _ARTICLE = re.compile(r"^(?:an?|the)\s+(?=\S)")
 
 
 def option_letter(answer: str, options: Mapping[str, str]) -> str | None:
     """The letter among `options` (letter -> text) that an answer names, or None where it names none or several."""
+    if len(answer) > _LONGEST:
+        answer = f"{answer[: _LONGEST // 2]}\n{answer[-_LONGEST // 2 :]}"
     text = unicodedata.normalize("NFKC", answer).strip()
     bare = text.strip(_AROUND)
     if bare in options:
@@ -129,7 +133,8 @@ def _hide(text: str, options: Mapping[str, str]) -> str:
 def _listed(text: str, keys: Mapping[str, str]) -> set[str]:
     """The options that stand in the answer as in the question: "B. green". An answer may repeat them all."""
     listed = [found for found in _ITEM.finditer(text) if found[1] in keys]
-    return {found[1] for found in listed if _begins_with(_key(text[found.end() :]), keys[found[1]])}
+    room = 1000 + 4 * max(map(len, keys.values()), default=0)
+    return {found[1] for found in listed if _begins_with(_key(text[found.end() : found.end() + room]), keys[found[1]])}
 
 
 def _begins_with(text: str, key: str) -> bool:
