@@ -29,13 +29,10 @@ MEMBER_OF = {
     "devices": "runtime",
     "connections": "prompt",
     "limits": "recipe",
-<<<<<<< HEAD
     "child": "runtime",
-=======
     "network": "prompt",
     "pattern_tree": "types",
     "patterns": "types",
->>>>>>> 3c6ef6f (Network: one bound for all that is fetched: bytes, seconds, tries, addresses; secrets of URLs stay unsaid)
     "recipes": "recipe",
     "recipe_errors": "recipe",
     "recipe_sections": "recipe",

@@ -21,6 +21,7 @@ from sightline.limits import limits, remedy
 from sightline.model.reading import quiet, reading
 from sightline.model.settings import (
     check_config,
+    check_patterns,
     check_pipeline,
     check_processor_settings,
     check_tokenizer_settings,
@@ -86,6 +87,8 @@ def try_tokenizer(tokenizer: Any, name: object) -> None:
         steps = {key: getattr(backend, key) for key in ("normalizer", "pre_tokenizer", "decoder")}
         states = {key: step.__getstate__() for key, step in steps.items() if step is not None}
         check_pipeline(states, name)
+        for state in states.values():
+            check_patterns(state, name)
 
     def tokenise(text: str) -> int:
         ids = tokenizer(text, add_special_tokens=True)["input_ids"]

@@ -14,6 +14,7 @@ from typing import Any
 
 from sightline.errors import ModelError
 from sightline.limits import limits, remedy
+from sightline.patterns import slow
 
 COUNTED = {
     "hidden_size": 1 << 18,
@@ -168,6 +169,20 @@ def _growth(step: Any) -> float:
     if step.get("type") == "Prepend":
         own = 1.0 + len(step.get("prepend", ""))
     return math.prod([own, *map(_growth, inner)])
+
+
+def check_patterns(state: bytes, name: object) -> None:
+    """Raise ModelError for a regular expression in a tokenizer's step that can take for ever."""
+    for pattern in _patterns(json.loads(state)):
+        if reason := slow(pattern):
+            raise ModelError(f"the tokenizer of {name} looks for {_shown(pattern)} in texts: {reason}")
+
+
+def _patterns(value: Any) -> Iterator[str]:
+    if isinstance(value, dict) and isinstance(value.get("Regex"), str):
+        yield value["Regex"]
+    for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from _patterns(inner)
 
 
 def _shown(value: Any) -> str:
