@@ -3,7 +3,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
-.PHONY: install demo check test test-slow test-clients bench bench-gpu clean
+.PHONY: install demo check test test-slow test-clients fuzz bench bench-gpu clean
 
 install: .venv/.installed
 
@@ -29,6 +29,11 @@ test-slow: check
 test-clients: install
 	$(BIN)/python tests/clients/environments.py
 	$(BIN)/pytest -m clients tests/clients
+
+# Tries files that were made to harm: make fuzz MINUTES=20 SEED=7. Inputs that fail are kept under fuzz-failures/.
+MINUTES ?= 5
+fuzz: install
+	$(BIN)/python tests/fuzz/fuzz.py --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) $(FUZZ)
 
 # Races Sightline against other trainers on this machine; builds an environment for each under .venv-clients/ first.
 bench: install
