@@ -6,6 +6,7 @@ import collections
 import os
 import pickle
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 import torch
 
 from sightline.errors import ModelError
+from sightline.limits import Limits, use
 from sightline.model.pickles import Foreign, read_pickle, tensors_in
 
 
@@ -141,3 +143,107 @@ def test_a_program_is_refused(tmp_path: Path) -> None:
 def test_no_such_file(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="no file"):
         read_pickle(tmp_path / "x.pth")
+
+
+# --- bounds -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def usual_limits() -> Iterator[None]:
+    yield
+    use(Limits())
+
+
+def written(path: Path, content: bytes, legacy: bool) -> Path:
+    """A pickle where torch keeps one."""
+    if legacy:
+        head = b"".join(pickle.dumps(each, 2) for each in (0x1950A86A20F9469CFC6C, 1001, {}))
+        path.write_bytes(head + content + pickle.dumps([], 2))
+    else:
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("archive/data.pkl", content)
+            archive.writestr("archive/version", "3")
+    return path
+
+
+DEEP = b")" + b"2\x86" * 60
+"""A pair of itself, sixty deep: to hash, compare or print it would take until the end of the world."""
+CALL_SET, CALL_ORDERED = b"c__builtin__\nset\n", b"ccollections\nOrderedDict\n"
+MAKE = b"ctorch._utils\n_rebuild_tensor_v2\n"
+HOSTILE = {
+    "key": b"\x80\x02}" + DEEP + b"K\x01s.",
+    "keys": b"\x80\x02}(" + DEEP + b"K\x01u.",
+    "dict": b"\x80\x02(" + DEEP + b"K\x01d.",
+    "set": b"\x80\x04\x8f(" + DEEP + b"\x90.",
+    "frozenset": b"\x80\x04(" + DEEP + b"\x91.",
+    "call of set": b"\x80\x02" + CALL_SET + b"](" + DEEP + b"e\x85R.",
+    "call of OrderedDict": b"\x80\x02" + CALL_ORDERED + b"](](" + DEEP + b"K\x01ee\x85R.",
+    "persistent id": b"\x80\x02" + DEEP + b"Q.",
+    "storage": b"\x80\x02(U\x07storage" + DEEP + DEEP + b"U\x03cpuK\x01tQ.",
+    "shape": b"\x80\x02" + MAKE + b"(NK\x00J\xff\xff\xff\x7f\x85" + DEEP + b"\x85\x89NtR.",
+    "bytearray": b"\x80\x05\x96" + (1 << 40).to_bytes(8, "little") + b"x.",
+    "bytes": b"\x80\x04\x8e" + (1 << 40).to_bytes(8, "little") + b"x.",
+    "text": b"\x80\x04\x8d" + (1 << 62).to_bytes(8, "little") + b"x.",
+    "long": b"\x80\x02\x8b\xff\xff\xff\x7fx.",
+    "stack": b"\x80\x02" + b"s" * 10 + b".",
+    "into a text": b"\x80\x02U\x01aK\x01a.",
+    "gigantic number": b"\x80\x02}\x8a\x09" + b"\x00" * 8 + b"\x01K\x01s.",
+    "extension": b"\x80\x02\x84\x01\x00\x00\x00.",
+}
+
+
+@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
+@pytest.mark.parametrize("name", HOSTILE)
+def test_what_no_file_of_weights_holds(tmp_path: Path, name: str, legacy: bool) -> None:
+    path = written(tmp_path / "x.pth", HOSTILE[name], legacy)
+    with pytest.raises(ModelError, match="damaged") as error:
+        read_pickle(path)
+    assert "\n" not in str(error.value) and len(str(error.value)) < 300
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\x80\x02ctorch._tensor\n_rebuild_from_type_v2\n(" + CALL_SET + b"N](" + DEEP + b"e\x85NtR.",
+        b"(](" + DEEP + b"ei__builtin__\nset\n.",
+        b"(" + CALL_SET + b"](" + DEEP + b"eo.",
+    ],
+    ids=["type", "instance", "object"],
+)
+def test_other_ways_to_a_set_make_none(tmp_path: Path, content: bytes) -> None:
+    assert isinstance(read_pickle(written(tmp_path / "x.pth", content, legacy=False)), Foreign)
+
+
+@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
+def test_a_place_in_the_memo_reserves_nothing(tmp_path: Path, legacy: bool) -> None:
+    path = written(tmp_path / "x.pth", b"\x80\x02}U\x01ar\xff\xff\xff\xffK\x01s.", legacy)
+    assert read_pickle(path) == {"a": 1}
+
+
+@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
+def test_a_pickle_that_is_too_large(tmp_path: Path, legacy: bool, usual_limits: None) -> None:
+    path = written(tmp_path / "x.pth", b"\x80\x02(" + b"]" * 200_000 + b"l.", legacy)
+    read_pickle(path)
+    use(Limits(pickle_megabytes=0.1))
+    with pytest.raises(ModelError, match=r"its pickle has more than 0\.1 MB; .*--raise-limit pickle_megabytes=1$"):
+        read_pickle(path)
+
+
+def test_a_tensor_that_repeats_its_data(tmp_path: Path) -> None:
+    torch.save({"a": torch.ones(4).expand(10**12, 4)}, tmp_path / "x.pth")
+    with pytest.raises(ModelError, match="damaged"):
+        read_pickle(tmp_path / "x.pth")
+    torch.save({"a": torch.arange(4).expand(1, 4)}, tmp_path / "y.pth")
+    assert read_pickle(tmp_path / "y.pth")["a"].tolist() == [[0, 1, 2, 3]]
+
+
+def test_a_legacy_storage_of_more_than_there_is(tmp_path: Path) -> None:
+    mark = b"(U\x07storagectorch\nFloatStorage\nU\x010U\x03cpu\x8a\x06\x00\x00\x00\x00\x00\x01NtQ"
+    with pytest.raises(ModelError, match="damaged"):
+        read_pickle(written(tmp_path / "x.pth", b"\x80\x02" + mark + b".", legacy=True))
+
+
+def test_keys_that_are_in_use(tmp_path: Path) -> None:
+    content = {2: 1, "a": 3, None: 4, (1, "b"): 5, -1.5: 6, True: 8}
+    torch.save(content, tmp_path / "x.pth")
+    assert read_pickle(tmp_path / "x.pth") == content

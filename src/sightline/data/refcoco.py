@@ -16,6 +16,7 @@ from PIL import Image, UnidentifiedImageError
 from sightline.errors import DataError, UserError
 from sightline.prompt.decoding import open_file
 from sightline.runtime import say
+from sightline.unpickler import BoundedUnpickler
 
 SETS = (("refcoco", "unc"), ("refcoco+", "unc"), ("refcocog", "umd"))
 """The three sets and whose split of them XTuner trains on."""
@@ -53,7 +54,7 @@ Record = dict[str, Any]
 """id, image, sents (a phrase), bbox ([x, y, w, h] in pixels), height, width."""
 
 
-class _PlainUnpickler(pickle.Unpickler):
+class _PlainUnpickler(BoundedUnpickler):
     """Builds lists, dicts, strings and numbers; a pickle that names a class or a function is refused."""
 
     def find_class(self, module: str, name: str) -> Any:

@@ -7,49 +7,30 @@ in the file are compared with a short list and never looked up, so no module is 
 from __future__ import annotations
 
 import collections
+import math
 import pickle
+import struct
 import warnings
 import zipfile
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import torch
 
 from sightline.errors import ModelError
-
-
-class Foreign:
-    """Stands for an object of another program's class: takes everything, keeps nothing."""
-
-    def __new__(cls, *args: Any, **kwargs: Any) -> Foreign:
-        return super().__new__(cls)
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        pass
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Foreign:
-        return self
-
-    def __setstate__(self, state: object) -> None:
-        pass
-
-    def __setitem__(self, key: object, value: object) -> None:
-        pass
-
-    def append(self, value: object) -> None:
-        pass
-
-    def extend(self, values: object) -> None:
-        pass
+from sightline.limits import limits
+from sightline.unpickler import BoundedUnpickler, Foreign, TooLarge
 
 
 def _tensor(storage: Any, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *rest: Any) -> torch.Tensor:
     """What torch's own function does, but never beyond the end of the storage."""
+    if not all(type(number) is int for number in (offset, *size, *stride)):
+        raise pickle.UnpicklingError("a tensor of no shape")
     last = offset + sum((length - 1) * step for length, step in zip(size, stride, strict=True))
     room = storage._untyped_storage.nbytes() // torch.empty((), dtype=storage.dtype).element_size()
-    if min((offset, *size, *stride)) < 0 or (0 not in size and last >= room):
-        raise pickle.UnpicklingError("a tensor reaches beyond its data")
+    if min((offset, *size, *stride)) < 0 or (0 not in size and last >= room) or math.prod(size) > room:
+        raise pickle.UnpicklingError("a tensor reaches beyond its data, or repeats it")
     result = torch.empty((0,), dtype=storage.dtype, device=storage._untyped_storage.device)
     return result.set_(storage._untyped_storage, offset, size, stride)
 
@@ -59,8 +40,8 @@ def _parameter(data: torch.Tensor, *rest: Any) -> torch.Tensor:
 
 
 def _plain_tensor(make: Any, kind: object, args: tuple[Any, ...], state: object) -> Any:
-    """Of a tensor with attributes, or of a class of its own: the tensor. `make` is from this table, or a Foreign."""
-    return make(*args)
+    """Of a tensor with attributes, or of a class of its own: the tensor."""
+    return make(*args) if make in (_tensor, _parameter, _plain_tensor) else Foreign()
 
 
 KNOWN: dict[tuple[str, str], Any] = {
@@ -78,28 +59,46 @@ KNOWN: dict[tuple[str, str], Any] = {
 UNREADABLE = (
     *(pickle.UnpicklingError, zipfile.BadZipFile, EOFError),
     *(RuntimeError, ValueError, TypeError, AttributeError, LookupError, AssertionError),
+    *(ArithmeticError, MemoryError, ImportError, struct.error),
 )
 """What damaged files, and files of another kind, end in."""
 
 
-class _Unpickler(pickle.Unpickler):
+class _Unpickler(BoundedUnpickler):
     def find_class(self, module: str, name: str) -> Any:
         if module == "torch" and isinstance(dtype := getattr(torch, name, None), torch.dtype):
             return dtype
         return KNOWN.get((module, name), Foreign)
 
 
+class _Plain:
+    """A file without a number: torch would take one for an archive of before 2017, and unpack it on the disk."""
+
+    def __init__(self, file: Any) -> None:
+        self.read, self.readline, self.readinto = file.read, file.readline, file.readinto
+        self.seek, self.tell = file.seek, file.tell
+
+
 def read_pickle(path: Path) -> Any:
     """The content of a .pth, .pt or .bin file, its tensors mapped from the disk; ModelError where it is none."""
+
+    def load(file: Any, **settings: Any) -> Any:
+        return _Unpickler(file, **settings).load()
+
+    reader: Any = SimpleNamespace(Unpickler=_Unpickler, load=load, __name__="sightline")
     try:
         if not zipfile.is_zipfile(path):  # before torch 1.6
-            with warnings.catch_warnings(action="ignore"):
-                return torch.load(path, map_location="cpu", weights_only=True)
+            with path.open("rb") as file, warnings.catch_warnings(action="ignore"):
+                return torch.load(cast(Any, _Plain(file)), map_location="cpu", weights_only=False, pickle_module=reader)
         with zipfile.ZipFile(path) as archive:
             if any(name.endswith("/constants.pkl") for name in archive.namelist()):
                 raise ModelError(f"{path} is a TorchScript program, not a file of weights")
-        reader: Any = SimpleNamespace(Unpickler=_Unpickler, __name__="sightline")
+            for each in archive.infolist():
+                if each.filename.endswith(".pkl") and each.file_size > limits().pickle_megabytes * 1e6:
+                    raise TooLarge(each.file_size)
         return torch.load(path, map_location="cpu", weights_only=False, pickle_module=reader, mmap=True)
+    except TooLarge as error:
+        raise ModelError(f"{path}: {error}") from None
     except FileNotFoundError:
         raise ModelError(f"no file {path}") from None
     except (*UNREADABLE, OSError) as error:
