@@ -225,3 +225,10 @@ def test_recipe_check_names_all_errors_of_all_files(tmp_path: Path, capsys: pyte
 def test_recipe_show_applies_overrides(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["recipe", "show", "llava_v15_7b_pretrain", "optim.lr=5e-4"]) == 0
     assert "\n  lr: 0.0005\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", [["data", "check"], ["recipe", "check"], ["plan"], ["data", "stats"]])
+def test_a_path_that_is_too_long_is_no_bug(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([*command, "x" * 5000 + ".json"]) == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith("error: ") and printed.count("\n") == 1

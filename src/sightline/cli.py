@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 
 from sightline import __version__
 from sightline.errors import UserError
-from sightline.prompt.paint import printable
+from sightline.terminal import printable
 
 COMMANDS = {
     "train": ("sightline.train.command", "train a model from a recipe"),
@@ -71,6 +71,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            print(f"error: {printable(str(error.filename))[:100]}...: {error.strerror}", file=sys.stderr)
+            return 2
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             traceback.print_exc()
             return 1

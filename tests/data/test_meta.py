@@ -98,6 +98,7 @@ def test_no_file_no_meta_file(folder: Path) -> None:
         ({"annotation": "a.jsonl", "repeat_time": True}, "'repeat_time' is True; write a number above 0"),
         ({"annotation": "a.jsonl", "repeat_time": 1.5}, "'repeat_time' is 1.5; above 1 it must be whole"),
         ({"annotation": "a.jsonl", "root": "nowhere"}, "'root' nowhere does not exist, seen from here or from "),
+        ({"annotation": "x" * 300}, f"'annotation' {'x' * 100} does not exist, seen from here or from "),
         ({"annotation": "no.jsonl"}, "'annotation' no.jsonl does not exist, seen from here or from "),
     ],
 )

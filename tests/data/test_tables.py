@@ -212,3 +212,29 @@ def test_without_pyarrow_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(builtins, "__import__", absent)
     with pytest.raises(MissingExtra, match=r"pip install 'sightline\[data\]'"):
         open_table(path)
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        pa.array([2**31 - 1], pa.int32()).cast(pa.date32()),
+        pa.array([2**62], pa.int64()).cast(pa.timestamp("s")),
+        pa.array([1], pa.int64()).cast(pa.timestamp("s", tz="No/Where")),
+        pa.array([2**62], pa.int64()).cast(pa.duration("s")),
+    ],
+    ids=["date", "time", "zone", "duration"],
+)
+@pytest.mark.parametrize("kind", [".parquet", ".arrow"])
+def test_what_python_has_no_value_for_is_a_bad_row(tmp_path: Path, column: pa.Array, kind: str) -> None:
+    table, path = pa.table({"x": column}), tmp_path / f"x{kind}"
+    try:
+        if kind == ".parquet":
+            pq.write_table(table, path)
+        else:
+            with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, table.schema) as writer:
+                writer.write_table(table)
+    except pa.ArrowInvalid:
+        pytest.skip("the format has no place for it")
+    with pytest.raises(DataError, match="row 1: cannot be read") as error:
+        open_table(path)[0]
+    assert len(str(error.value)) < 400

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import os
 import random
@@ -249,3 +250,39 @@ def test_a_zip_at_the_end_of_a_tar_is_one_of_its_files(tmp_path: Path) -> None:
     files = {"a.jpg": b"one", "inner.zip": inner}
     unpack(taped(tmp_path / "a.tar", files, "w"), tmp_path / "images")
     assert tree(tmp_path / "images") == files
+
+
+def test_a_sparse_file_is_refused(tmp_path: Path) -> None:
+    """Ten kilobytes that would become six gigabytes, as GNU tar writes them (type S: pieces, and the whole size)."""
+    header = bytearray(tarfile.TarInfo("images/1.jpg").tobuf(tarfile.GNU_FORMAT))
+    header[124:136] = b"%011o\0" % 512
+    header[156:157] = tarfile.GNUTYPE_SPARSE
+    header[386:410] = b"%011o\0%011o\0" % (0, 512)
+    header[483:495] = b"%011o\0" % 6_000_000_000
+    header[148:156] = b"%06o\0 " % (256 + sum(header[:148]) + sum(header[156:512]))
+    (tmp_path / "a.tar").write_bytes(bytes(header) + bytes(512) + bytes(1024))
+    with tarfile.open(tmp_path / "a.tar") as tape:
+        assert [(member.size, member.issparse()) for member in tape] == [(6_000_000_000, True)]
+    with pytest.raises(DataError, match="which is a sparse file") as error:
+        unpack(tmp_path / "a.tar", tmp_path / "images")
+    assert "\n" not in str(error.value) and [path.name for path in tmp_path.iterdir()] == ["a.tar"]
+
+
+def test_files_that_lie_one_in_another(tmp_path: Path) -> None:
+    archive = zipped(tmp_path / "a.zip", {"1.jpg": NOISE})
+    with zipfile.ZipFile(archive, "a") as packed:
+        (first,) = packed.infolist()
+        for number in range(50):
+            again = copy.copy(first)
+            again.filename = f"again{number}.jpg"
+            packed.filelist.append(again)
+        packed._didModify = True  # type: ignore[attr-defined]
+    with pytest.raises(DataError, match="its files lie one in another"):
+        unpack(archive, tmp_path / "images")
+
+
+def test_a_file_without_a_name(tmp_path: Path) -> None:
+    archive = zipped(tmp_path / "a.zip", {"x": b"one"})
+    archive.write_bytes(archive.read_bytes().replace(b"x", b"\0"))
+    with pytest.raises(DataError, match="holds a file without a name"):
+        unpack(archive, tmp_path / "images")

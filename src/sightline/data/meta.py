@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os.path
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,6 @@ def _entry(path: Path, name: str, entry: Any) -> MetaEntry:
 
 def _found(meta: Path, name: str, where: str, key: str) -> str:
     for candidate in (Path(name), meta.parent / name):
-        if candidate.exists():
+        if os.path.exists(candidate):  # not candidate.exists(), which raises for a name that is too long
             return str(candidate)
-    raise DataError(f"{where}: {key!r} {name} does not exist, seen from here or from {meta.parent}")
+    raise DataError(f"{where}: {key!r} {name[:100]} does not exist, seen from here or from {meta.parent}")

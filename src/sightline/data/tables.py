@@ -23,6 +23,12 @@ _BATCH = 32
 """Rows of a Parquet file decoded at a time; with pictures inside, a few megabytes."""
 _SPLIT = re.compile(r"(train|training|validation|valid|val|dev|test)(?=$|[-_.])")
 
+_UNREADABLE = (
+    *(OSError, ValueError, TypeError, ArithmeticError, LookupError, NotImplementedError, MemoryError),
+    *(ImportError, StopIteration),
+)
+"""What pyarrow raises for damage, and for dates, zones and types of which it can make nothing in Python."""
+
 
 @dataclass(frozen=True)
 class Table:
@@ -44,7 +50,7 @@ class Table:
         file, row = self._place(number)
         try:
             return without_nulls(self._file(file).row(row))
-        except (OSError, ValueError) as error:
+        except _UNREADABLE as error:
             raise DataError(f"{self.origin(number)}: cannot be read ({_line(error)})") from None
 
     def __iter__(self) -> Iterator[Row]:
@@ -92,7 +98,7 @@ def open_table(path: str | Path) -> Table:
     for file in files:
         try:
             starts.append(starts[-1] + _open_file(file).num_rows)
-        except (OSError, ValueError) as error:
+        except _UNREADABLE as error:
             raise DataError(f"{file} cannot be read ({_line(error)}); it is damaged or was cut off") from None
     if not starts[-1]:
         raise DataError(f"{path}: the table holds no rows")

@@ -116,7 +116,10 @@ def _entries(archive: Path) -> Iterator[tuple[Iterator[_Entry], int | None]]:
             yield _members(tape), None
     elif zipfile.is_zipfile(archive):
         with zipfile.ZipFile(archive) as packed:
-            infos = [info for info in packed.infolist() if not info.is_dir()]
+            # Not info.is_dir(), which stumbles over a file without a name.
+            infos = [info for info in packed.infolist() if not info.filename.endswith("/")]
+            if sum(info.compress_size for info in infos) > archive.stat().st_size:
+                raise zipfile.BadZipFile("its files lie one in another")
             yield (_zip_entry(packed, info) for info in infos), sum(info.file_size for info in infos)
     else:
         raise DataError(
@@ -146,7 +149,9 @@ def _zip_entry(packed: zipfile.ZipFile, info: zipfile.ZipInfo) -> _Entry:
 
 def _tar_entry(tape: tarfile.TarFile, member: tarfile.TarInfo) -> _Entry:
     problem = None
-    if not member.isreg():
+    if member.issparse():
+        problem = "a sparse file: a few bytes that stand for gigabytes"
+    elif not member.isreg():
         problem = "a link" if member.issym() or member.islnk() else "no plain file"
 
     def content() -> IO[bytes]:
@@ -201,6 +206,8 @@ def _copy(archive: Path, entry: _Entry, source: IO[bytes], file: IO[bytes]) -> N
 
 def _path_of(archive: Path, entry: _Entry) -> list[str]:
     """The folders and the name of an entry; empty for what no one wants. DataError when it would leave the folder."""
+    if not entry.name:
+        raise DataError(f"{archive} holds a file without a name; it was not unpacked")
     name = entry.name.replace("\\", "/")
     parts = [part for part in name.split("/") if part not in ("", ".")]
     if name.startswith("/") or ".." in parts or "\0" in name or (parts and parts[0][1:2] == ":"):
