@@ -37,6 +37,7 @@ MEMBER_OF = {
     "recipe_errors": "recipe",
     "recipe_sections": "recipe",
     "recipe_commands": "cli",
+    "terminal": "types",
     "unpickler": "prompt",
     "data_commands": "cli",
     "__main__": "cli",

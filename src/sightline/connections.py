@@ -15,7 +15,7 @@ import urllib.request
 from contextlib import suppress
 from typing import Any
 
-from sightline.prompt.paint import printable
+from sightline.terminal import printable
 
 _ADDRESSES = 4
 """Of those that a name has; all of a thousand dead ones would take hours."""

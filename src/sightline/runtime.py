@@ -16,6 +16,7 @@ from rich.console import Console
 
 from sightline.devices import VISIBLE, Choice, Wishes, choose, look
 from sightline.errors import UserError
+from sightline.terminal import printable_lines
 
 if TYPE_CHECKING:
     import torch
@@ -65,8 +66,8 @@ console = Console(stderr=True, highlight=False, emoji=False, quiet=rank() > 0)
 
 
 def say(text: str) -> None:
-    """A remark to the user, on one line however narrow the terminal."""
-    console.print(text, markup=False, soft_wrap=True)
+    """A remark to the user, on one line however narrow the terminal; what it repeats of others cannot steer it."""
+    console.print(printable_lines(text), markup=False, soft_wrap=True)
 
 
 def hub_address() -> str:

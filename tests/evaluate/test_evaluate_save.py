@@ -19,6 +19,13 @@ def test_names_are_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(name in out for name in (*table, "data[red].tsv :cat:"))
 
 
+def test_names_do_not_steer_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    show(Score("exact", Share(1, 2), {"\x1b]0;x\x07": Share(1, 2), "a\nb": Share(1, 2)}), "\x1b[2J.tsv")
+    out = capsys.readouterr().out
+    assert "\\x1b]0;x\\x07" in out and "a\\nb" in out and "\\x1b[2J.tsv" in out
+    assert out.replace("\n", "").isprintable()
+
+
 def test_a_category_never_hides_another_number() -> None:
     table = {"Average": Share(0, 4), "details": Share(1, 4), "answers": Share(2, 4), "kind": Share(3, 4)}
     result = score_json(Score("exact", Share(8, 16), table))

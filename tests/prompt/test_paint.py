@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from sightline.prompt.paint import folded, printable, printable_lines
+from sightline.prompt.paint import folded
+from sightline.terminal import printable, printable_lines
 
 
 def test_folded() -> None:

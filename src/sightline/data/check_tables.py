@@ -12,7 +12,7 @@ from rich.text import Text
 from sightline.data.checked import Checked, Found, by_kind, common_sizes, histogram, spread
 from sightline.data.verdict import KINDS
 from sightline.page.numbers import counted
-from sightline.prompt.paint import printable
+from sightline.terminal import printable
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 """A bar of a histogram that is one line high."""

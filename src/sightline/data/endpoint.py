@@ -21,7 +21,7 @@ from typing import Any
 from sightline import __version__
 from sightline.errors import UserError
 from sightline.network import LONGEST_WAIT, read_reply, retry_after
-from sightline.prompt.paint import printable
+from sightline.terminal import printable
 
 _LONGEST_BACKOFF = 60.0
 _READ = 10_000

@@ -21,8 +21,8 @@ from typing import Any
 from sightline.connections import Refused, shown
 from sightline.errors import DataError
 from sightline.network import DOWNLOAD, Bounds, opening, retry_after
-from sightline.prompt.paint import printable
 from sightline.runtime import say
+from sightline.terminal import printable
 
 TRIES_UNREACHED = 3
 """Tries in a row for a server that was never reached: most likely there is no network."""

@@ -16,8 +16,9 @@ from sightline.errors import DataError, UserError
 from sightline.page.numbers import counted
 from sightline.prompt.decoding import open_file, orientation, orientation_behind
 from sightline.prompt.images import check_image, hold_image, name_of
-from sightline.prompt.paint import folded, marks_for, printable, printable_lines, printable_paint
+from sightline.prompt.paint import folded, marks_for, printable_paint
 from sightline.prompt.prompter import Prompter
+from sightline.terminal import printable, printable_lines
 from sightline.types import Conversation, Encoded, ImageRef, Text
 
 LONG = 1000

@@ -27,6 +27,7 @@ from sightline.errors import UserError
 from sightline.limits import Limits, limits, use
 from sightline.prompt.prompter import Prompter
 from sightline.runtime import calm_tokenizers, cores
+from sightline.terminal import printable
 
 BLOCK = 1024
 """Rows that are looked at, and stored, at a time: what a kill loses of each process's work."""
@@ -56,7 +57,7 @@ def survey(source: Source, console: Console, cache: Path | None) -> Survey:
 
 
 def _say(console: Console, source: Source, what: str) -> None:
-    console.print(f"{source.name}: {what}", markup=False, soft_wrap=True)
+    console.print(printable(f"{source.name}: {what}"), markup=False, soft_wrap=True)
 
 
 def _key(source: Source) -> str:
@@ -167,7 +168,7 @@ def _progress(
     looked: Iterator[tuple[int, Survey]], source: Source, known: int, console: Console
 ) -> Iterator[tuple[int, Survey]]:
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("{task.fields[rate]}"),

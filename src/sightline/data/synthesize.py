@@ -14,8 +14,8 @@ from sightline.data.endpoint import Endpoint
 from sightline.data.journal import Journal, Settings, log_of, open_journal, partial_of
 from sightline.data.pairs import PROMPT, Task
 from sightline.errors import UserError
-from sightline.prompt.paint import printable
 from sightline.runtime import api_key, say
+from sightline.terminal import printable
 
 EXTENSIONS = {".avif", ".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 

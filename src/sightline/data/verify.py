@@ -16,8 +16,8 @@ from sightline.data.layouts import KnownFile, Part, find_set, known_sets
 from sightline.data.sources import open_rows
 from sightline.data.unpack import PICTURES
 from sightline.errors import DataError, UserError
-from sightline.prompt.paint import printable
 from sightline.runtime import console
+from sightline.terminal import printable
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from rich.text import Text
 
 from sightline.errors import UserError
 from sightline.evaluate.task import Score, Share
+from sightline.terminal import printable
 
 _LONGEST_CELL = 32_767
 """Characters that a cell of a spreadsheet holds (Excel's limit)."""
@@ -80,7 +81,9 @@ def show(score: Score, title: str) -> None:
         table.add_column(name, justify="left" if name == "Category" else "right")
 
     def add(name: str, share: Share) -> None:
-        table.add_row(Text(name), f"{share.value * 100:.1f}", f"{share.half_width * 100:.1f}", str(share.total))
+        table.add_row(
+            Text(printable(name)), f"{share.value * 100:.1f}", f"{share.half_width * 100:.1f}", str(share.total)
+        )
 
     add("Average", score.overall)
     if score.vanilla is not None and score.vanilla.total != score.overall.total:
@@ -90,7 +93,7 @@ def show(score: Score, title: str) -> None:
         add(name, share)
     console = Console(highlight=False)
     # Not the table's own title, which would break long paths into pieces.
-    console.print(Text(title, "bold"), soft_wrap=True)
+    console.print(Text(printable(title), "bold"), soft_wrap=True)
     console.print(table)
 
 

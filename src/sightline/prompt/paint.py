@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING
 
+from sightline.terminal import printable as printable  # for all who paint
+from sightline.terminal import printable_lines as printable_lines
 from sightline.types import IGNORE, IMAGE, Encoded
 
 if TYPE_CHECKING:
@@ -75,18 +77,8 @@ def folded(numbers: np.ndarray) -> str:
     return " ".join(f"{number}*{times}" if times > 2 else " ".join([str(number)] * times) for number, times in runs)
 
 
-def printable(text: str) -> str:
-    """The text on one line, control characters as escapes: nothing that a row holds can steer the terminal."""
-    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
-
-
-def printable_lines(text: str) -> str:
-    """The same, with its line breaks kept."""
-    return "\n".join(map(printable, text.split("\n")))
-
-
 def printable_paint(painted: Text) -> Text:
-    """The same, of what `paint` made."""
+    """What `paint` made, with control characters as escapes."""
     from rich.text import Text
 
     pieces = ((printable_lines(painted.plain[span.start : span.end]), span.style) for span in painted.spans)

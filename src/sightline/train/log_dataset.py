@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from sightline.limits import use
-from sightline.prompt.paint import GREEN, folded, marks_for, printable, printable_paint
+from sightline.prompt.paint import GREEN, folded, marks_for, printable_paint
 from sightline.recipe import load_recipe
+from sightline.terminal import printable
 
 if TYPE_CHECKING:
     from sightline.data.inspect import Source

@@ -22,6 +22,7 @@ from rich.console import Console
 from rich.live import Live
 
 from sightline.errors import DataError, MissingExtra, UserError
+from sightline.terminal import printable_lines
 from sightline.train.progress import Smooth, pieces, progress_line
 
 if TYPE_CHECKING:
@@ -106,7 +107,7 @@ class Log:
     def say(self, text: str) -> None:
         """Print a line above the progress line."""
         if self.main:
-            self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+            self._console.print(printable_lines(text), markup=False, highlight=False, soft_wrap=True)
 
     def step(
         self,

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from rich.console import Console
 from rich.table import Column, Table
+from rich.text import Text
 
 from sightline.model.estimate_fit import GIB, USABLE
+from sightline.terminal import printable
 from sightline.train.forecast import Forecast
 from sightline.train.plan_command import MFU
 
@@ -28,11 +30,12 @@ PROMISED = {
 def show(name: str, made: Forecast) -> None:
     """Print it."""
     console = Console(highlight=False, emoji=False)
-    console.print(f"[bold]{name}[/bold] on {_devices(made)}, nothing loaded\n", soft_wrap=True)
+    title = Text.assemble((printable(name), "bold"), f" on {printable(_devices(made))}, nothing loaded\n")
+    console.print(title, soft_wrap=True)
     console.print(_parameters(made))
     console.print(_memory(made))
     for line in [*_verdict(name, made), "", *_time(made)]:
-        console.print(line, markup=False, soft_wrap=True)
+        console.print(printable(line), markup=False, soft_wrap=True)
 
 
 def _devices(made: Forecast) -> str:
