@@ -13,6 +13,7 @@ from file_server import Served, Server, file_server
 
 from sightline.data.fetch import fetch, remote_size
 from sightline.errors import DataError
+from sightline.limits import Limits, use
 from sightline.network import DOWNLOAD
 
 CONTENT = random.Random(1).randbytes(50_000)
@@ -216,3 +217,25 @@ def test_an_answer_without_sense_is_told_in_one_line(server: Server, tmp_path: P
 def test_a_length_that_no_disk_could_hold_counts_as_none(server: Server, tmp_path: Path) -> None:
     server.files["/file"] = Served(CONTENT, announced=10**400, breaks=[100])
     assert remote_size(f"{server.url}/file") is None
+
+
+def test_a_part_of_a_set_has_bounds_too(server: Server, tmp_path: Path) -> None:
+    try:
+        use(Limits(download_megabytes=0.04))
+        for file in (Served(CONTENT), Served(CONTENT, length=False)):
+            server.files["/file"] = file
+            with pytest.raises(DataError, match=r"is larger than 0\.04 MB; .*--raise-limit download_megabytes="):
+                get(server, tmp_path / "f")
+            assert not (tmp_path / "f").exists() and not (tmp_path / "f.part").exists()
+    finally:
+        use(Limits())
+
+
+def test_all_tries_together_have_a_time(server: Server, tmp_path: Path) -> None:
+    try:
+        use(Limits(download_seconds=5))
+        server.files["/file"] = Served(CONTENT, refusals=[(503, {"Retry-After": "9"})])
+        with pytest.raises(DataError, match=r"takes longer than 5 s; .*the last try: the server answers 503"):
+            get(server, tmp_path / "f")
+    finally:
+        use(Limits())

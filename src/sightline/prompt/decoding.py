@@ -120,6 +120,8 @@ def to_rgb(picture: ImageFile.ImageFile) -> Image.Image:
 
 def _in_strips(picture: Image.Image) -> Image.Image:
     width, height = picture.size
+    if width * height <= _STRIP:
+        return _strip(picture)
     made = Image.new("RGB", picture.size, None)
     step = max(1, _STRIP // max(width, 1))
     for top in range(0, height, step):

@@ -91,14 +91,15 @@ def _as_pillow() -> bool:
 
 def _by_products(picture: Image.Image, across: Axis, down: Axis, colour: tuple[int, int, int]) -> np.ndarray:
     width, height = picture.size
-    # One plane after the other within each row: what a product needs side by side is side by side.
-    rows = np.frombuffer(picture.tobytes("raw", "RGB;L"), dtype=np.uint8).reshape(height, 3, width)
     narrow = np.empty((height, 3, across.length), dtype=np.uint8)
     blocks, beyond = _weights(across)
     rest = np.multiply.outer(colour, beyond) + 0.5
     step = max(1, _CHUNK // max(width, across.length))
     for top in range(0, height, step):
-        part = rows[top : top + step].reshape(-1, width)
+        # Strip by strip, because all of a large picture would be there three times.
+        strip = picture if step >= height else picture.crop((0, top, width, min(top + step, height)))
+        # One plane after the other within each row: what a product needs side by side is side by side.
+        part = np.frombuffer(strip.tobytes("raw", "RGB;L"), dtype=np.uint8).reshape(-1, width)
         given, made = _room("given", *part.shape), _room("made", len(part), across.length)
         np.copyto(given, part)
         for kept, window, weights in blocks:
