@@ -63,3 +63,22 @@ def test_whatever_goes_wrong_is_one_line(error: Exception, said: str) -> None:
 def test_what_is_said_already_stays_as_it_is() -> None:
     with pytest.raises(DataError, match=r"^row 5$"), reading("models/llama"):
         raise DataError("row 5")
+
+
+@pytest.mark.parametrize("name", ["model.safetensors.index.json", "pytorch_model.bin.index.json"])
+@pytest.mark.parametrize(
+    "content", ['{"weight_map": {"a": "../other/x.safetensors"}}', '{"weight_map": {"a": "/etc/x"}}', "[]", "[" * 10**5]
+)
+def test_an_index_names_files_of_its_folder_alone(name: str, content: str) -> None:
+    """transformers takes any path."""
+    Path("models/llama", name).write_text(content)
+    with pytest.raises(ModelError) as refused, reading("models/llama"):
+        pytest.fail("it was read")
+    said = f"models/llama/{name} is damaged (its weight_map names no files of this folder); copy it again"
+    assert str(refused.value) == said
+
+
+def test_an_index_of_its_own_files_is_read() -> None:
+    Path("models/llama/model.safetensors.index.json").write_text('{"weight_map": {"a": "x.safetensors"}}')
+    with reading("models/llama"):
+        pass

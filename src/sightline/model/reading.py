@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import re
 from collections.abc import Iterator, Sequence
@@ -62,6 +63,7 @@ def reading(path: str | Path) -> Iterator[None]:
     A folder that is missing is not looked for on the hub.
     """
     _check_there(str(path))
+    _check_index(Path(path))
     try:
         yield
     except UserError:
@@ -97,6 +99,20 @@ def _check_there(path: str) -> None:
         raise ModelError(f"no model folder {path or repr(path)}")
     if Path(owner).is_dir() and not isinstance(try_to_load_from_cache(path, "config.json"), str):
         raise ModelError(f"no model folder {path}: there is none of this name in {owner}")
+
+
+def _check_index(folder: Path) -> None:
+    """Raise ModelError where an index of weights names anything but files of its folder, which transformers takes."""
+    for index in (folder / "model.safetensors.index.json", folder / "pytorch_model.bin.index.json"):
+        if not index.is_file():
+            continue
+        try:
+            names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+            inside = all(name and Path(name).name == name for name in names)
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+            inside = False
+        if not inside:
+            raise ModelError(f"{index} is damaged (its weight_map names no files of this folder); copy it again")
 
 
 def _of_a_run(folder: Path) -> str:
