@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import subprocess
 import sys
 import time
@@ -13,7 +14,7 @@ from types import SimpleNamespace
 import pytest
 
 from sightline import __version__, cli
-from sightline.errors import RecipeError, UserError
+from sightline.errors import DataError, RecipeError, UserError, UserErrors
 from sightline.runtime import seed_everything
 
 
@@ -232,3 +233,20 @@ def test_a_path_that_is_too_long_is_no_bug(command: list[str], capsys: pytest.Ca
     assert cli.main([*command, "x" * 5000 + ".json"]) == 2
     printed = capsys.readouterr().err
     assert printed.startswith("error: ") and printed.count("\n") == 1
+
+
+@pytest.mark.parametrize("end", ["\n", "\r", "\u2028", "\u2029", "\x85", "\x0b", "\x1c"])
+def test_what_a_row_holds_makes_no_second_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], end: str
+) -> None:
+    for error in (DataError(f"rows.json: row 1: no role {end}error: all is well"), UserError(f"a{end}b")):
+        fake_command(monkeypatch, error)
+        assert cli.main(["fake", "a.yaml"]) == 2
+        said = capsys.readouterr().err
+        assert len(said.splitlines()) == 1 and ascii(end)[1:-1] in said
+
+
+def test_errors_that_are_several_survive_a_pipe_between_processes() -> None:
+    for error in (RecipeError("a\nb"), UserErrors("a", "b")):
+        again = pickle.loads(pickle.dumps(error))
+        assert type(again) is type(error) and str(again) == "a\nb"

@@ -14,7 +14,7 @@ import traceback
 from collections.abc import Callable, Sequence
 
 from sightline import __version__
-from sightline.errors import UserError
+from sightline.errors import UserError, UserErrors
 from sightline.terminal import printable
 
 COMMANDS = {
@@ -60,7 +60,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             sys.stdout.flush()
         return code
     except UserError as error:
-        for line in dict.fromkeys(str(error).splitlines()):
+        # Of any other error a line end is a character that some row or file holds.
+        lines = str(error).split("\n") if isinstance(error, UserErrors) else [str(error)]
+        for line in dict.fromkeys(lines):
             print(f"error: {printable(line)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

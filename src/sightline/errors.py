@@ -1,7 +1,8 @@
 """What a person can mend, and where.
 
 UserError               ends in one line and exit code 2; everything else is a bug (traceback, exit code 1)
-  RecipeError           a recipe or an override: file, dotted key, nearest valid key
+  UserErrors            several, a line each
+    RecipeError         a recipe or an override: file, dotted key, nearest valid key
   DataError             a data file, a row, an image: file and row number
   ModelError            a model folder: what is missing or does not fit
   CheckpointError       a checkpoint of a run: what differs, what is cut
@@ -20,7 +21,17 @@ class UserError(Exception):
     """Something is wrong that the user can put right; the message says what, where and how."""
 
 
-class RecipeError(UserError):
+class UserErrors(UserError):
+    """Several errors, a line each; a line may hold anything but the end of one."""
+
+    def __init__(self, *lines: str) -> None:
+        super().__init__("\n".join(lines))
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), tuple(str(self).split("\n"))
+
+
+class RecipeError(UserErrors):
     """One or more errors of a recipe, a line each."""
 
 

@@ -43,11 +43,11 @@ class Limits(Section):
     """For one image that is fetched, all tries together: a slow server must not hold up a million rows."""
     download_megabytes: float = Field(100_000, gt=0)
     """Of one part of a known set; the largest has 27,400."""
+    download_seconds: float = Field(172_800, gt=0, le=1e6)
+    """For such a part, all tries together: two days, in which 1 MB a second fetches 172,800 MB."""
     pickle_megabytes: float = Field(64, gt=0)
     """Of what describes the tensors of a .pth or .bin file: a thousand tensors take a fifth of one, histories of
     training a few, and a byte may become a hundred in memory."""
-    download_seconds: float = Field(172_800, gt=0, le=1e6)
-    """For such a part, all tries together: two days, in which 1 MB a second fetches 172,800 MB."""
 
 
 _now = Limits()

@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from sightline.errors import UserError
+from sightline.errors import UserError, UserErrors
 from sightline.recipe import DataRecipe
 from sightline.recipes import read_yaml
 
@@ -126,7 +126,7 @@ def check_names(entries: Sequence[DataRecipe]) -> None:
         except UserError as error:
             problems.append(f"data.{number}.use: {error}")
     if problems:
-        raise UserError("\n".join(problems))
+        raise UserErrors(*problems)
 
 
 def _part(name: str, spec: dict[str, Any]) -> Part:
