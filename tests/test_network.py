@@ -11,7 +11,7 @@ from contextlib import suppress
 import pytest
 
 from sightline import connections
-from sightline.connections import Refused, is_own, refuse_url, shown
+from sightline.connections import Refused, is_own, refuse_url, shown_url
 from sightline.limits import Limits, use
 from sightline.network import Bounds, fetch_bytes, of_image, retry_after
 
@@ -241,8 +241,8 @@ def test_urls_that_can_never_work(url: str) -> None:
     ],
 )
 def test_secrets_of_urls_are_not_said(url: str, said: str) -> None:
-    assert shown(url) == said
+    assert shown_url(url) == said
 
 
 def test_urls_are_said_in_short() -> None:
-    assert len(shown("http://x/" + "a" * 100_000)) == 160
+    assert len(shown_url("http://x/" + "a" * 100_000)) == 160

@@ -25,7 +25,7 @@ class Refused(Exception):
     """This URL is not asked, or its answer not taken, and no other try will change that."""
 
 
-def shown(url: str) -> str:
+def shown_url(url: str) -> str:
     """A URL as messages show it: without user, password, query and fragment, which may be secrets."""
     bare = re.split(r"[?#]", url, maxsplit=1)[0]
     scheme, slashes, rest = bare.partition("://")
@@ -142,7 +142,7 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
             refuse_url(urllib.parse.quote(target, safe="".join(map(chr, range(33, 127)))))
         except Refused as error:
             fp.close()
-            raise Refused(f"leads to {shown(target)}, which {error}") from None
+            raise Refused(f"leads to {shown_url(target)}, which {error}") from None
         return super().http_error_302(req, fp, code, msg, headers)
 
     http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302

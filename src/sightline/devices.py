@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Literal
 
-from sightline.errors import UserError
+from sightline.errors import UserError, shown
 
 TYPES = ("cuda", "npu", "xpu", "mps", "cpu")
 """The devices that Sightline knows by name, in the order in which `auto` takes them."""
@@ -106,20 +106,22 @@ def _device(found: Sequence[Facts], wanted: str, hidden: Mapping[str, str]) -> F
     kind, colon, number = wanted.partition(":")
     if kind not in TYPES or (colon and not number.isdecimal()):
         raise UserError(
-            f"unknown device {wanted!r}: use auto, {', '.join(sorted(TYPES))}, or one with a number, cuda:1"
+            f"unknown device {shown(wanted)}: use auto, {', '.join(sorted(TYPES))}, or one with a number, cuda:1"
         )
     if kind not in by_type:
         others = ", ".join(facts.type for facts in found)
-        raise UserError(f"no device {wanted!r} here (found: {others}){_why(kind, hidden)}; use --device auto or cpu")
+        raise UserError(
+            f"no device {shown(wanted)} here (found: {others}){_why(kind, hidden)}; use --device auto or cpu"
+        )
     if colon and int(number) >= by_type[kind].count:
-        raise UserError(f"no device {wanted!r} here: there are {by_type[kind].count} of them, counted from 0")
+        raise UserError(f"no device {shown(wanted)} here: there are {by_type[kind].count} of them, counted from 0")
     return by_type[kind]
 
 
 def _why(kind: str, hidden: Mapping[str, str]) -> str:
     variable = VISIBLE.get(kind, "")
     if variable in hidden:
-        return f": {variable} is {hidden[variable]!r}"
+        return f": {variable} is {shown(hidden[variable])}"
     return ": the package torch_npu is needed, see docs/ascend-npu.md" if kind == "npu" else ""
 
 
@@ -133,7 +135,7 @@ def _dtype(facts: Facts, wishes: Wishes) -> tuple[Dtype, tuple[str, ...]]:
         called = facts.name or facts.type
         return "float16", (f"{called} does not compute in bfloat16: float16 with a scaled loss is used instead",)
     if wanted not in ("float32", "bfloat16", "float16"):
-        raise UserError(f"unknown number format {wishes.dtype!r}: use auto, float32, bfloat16 or float16")
+        raise UserError(f"unknown number format {shown(wishes.dtype)}: use auto, float32, bfloat16 or float16")
     if wanted == "bfloat16" and not facts.bfloat16:
         raise UserError(f"{facts.name or facts.type} does not compute in bfloat16: use float16, float32 or auto")
     if wanted == "float16" and facts.type == "cpu" and wishes.training:

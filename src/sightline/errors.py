@@ -11,6 +11,29 @@ UserError               ends in one line and exit code 2; everything else is a b
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+LONGEST = 120
+"""Characters of a value in a message; its beginning tells which one it is."""
+
+
+def shown(value: object) -> str:
+    """A value of a stranger's as messages hold it: on one line, and not longer than is of use."""
+    if isinstance(value, str | bytes):
+        value = value[: LONGEST + 1]  # the rest, which may be megabytes, is not even looked at
+    try:
+        text = " ".join(repr(value).split())
+    except RecursionError:
+        text = f"a {type(value).__name__} that is nested too deeply"
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 4]} ..."
+
+
+def listed(names: Iterable[object], most: int = 12) -> str:
+    """Several of a stranger's names in a message: the first of them, and how many more there are."""
+    every = list(names)
+    first = ", ".join(shown(name)[:40] for name in every[:most])
+    return first if len(every) <= most else f"{first} and {len(every) - most} more"
+
 
 def is_panic(error: BaseException) -> bool:
     """Whether a library in Rust has given up: no Exception of Python, though it ends no more than the call."""

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from sightline.errors import RecipeError
+from sightline.errors import RecipeError, shown
 
 COMMAND_LINE = "command line"
 """Where a value comes from that was given as `a.b=c`; other values come from a file."""
@@ -64,7 +64,7 @@ def parse_value(text: str) -> Any:
     try:
         return yaml.load(text, Loader=_Loader)
     except (yaml.YAMLError, ValueError, LookupError, RecursionError) as error:
-        raise ValueError(f"{text!r} is not YAML") from error
+        raise ValueError(f"{shown(text)} is not YAML") from error
 
 
 def recipe_folder() -> Path:
@@ -109,7 +109,7 @@ def read_recipe(name_or_path: str) -> tuple[dict[str, Any], dict[KeyPath, str], 
     if base is None:
         return data, files, problems
     if not isinstance(base, str):
-        raise RecipeError("\n".join([*problems, f"{label}: base: must be a name or a path, not {base!r}"]))
+        raise RecipeError("\n".join([*problems, f"{label}: base: must be a name or a path, not {shown(base)}"]))
     base_path, base_label = _find_base(base, path, label)
     base_data, base_problems = read_yaml(base_path, base_label)
     if "base" in base_data:
@@ -134,7 +134,7 @@ def _find_base(base: str, path: Path, label: str) -> tuple[Path, str]:
         return known[base], known[base].name
     near = difflib.get_close_matches(base, known, n=3)
     hint = f"did you mean {' or '.join(near)}?" if near else "a path must end in .yaml"
-    raise RecipeError(f"{label}: base: no shipped recipe is called {base!r}; {hint}")
+    raise RecipeError(f"{label}: base: no shipped recipe is called {shown(base)}; {hint}")
 
 
 def read_yaml(path: Path, label: str) -> tuple[dict[str, Any], list[str]]:

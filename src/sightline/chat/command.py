@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from sightline.chat.session import Session, after, answer, next_question, reset, show, start
-from sightline.errors import UserError
+from sightline.errors import UserError, shown
 from sightline.model.flags import load_model, model_flags
 from sightline.runtime import console, say, seed_everything
 from sightline.types import ImageRef
@@ -103,7 +103,9 @@ def _talk(session: Session, vlm: VLM, sampling: Sampling, memory: Memory, at_ter
                 case ["/image"]:
                     raise UserError("/image needs a path or URL after it")
                 case _:
-                    raise UserError(f"not sent: no command {line!r}; see /help, or put a blank in front to send it")
+                    raise UserError(
+                        f"not sent: no command {shown(line)}; see /help, or put a blank in front to send it"
+                    )
         except UserError as error:
             say(str(error))
             failed += 1

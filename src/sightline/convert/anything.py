@@ -14,7 +14,7 @@ from sightline.convert.hub import located
 from sightline.convert.source import Source
 from sightline.convert.tensors import read_json
 from sightline.convert.verify import Proof, compare, write_proof
-from sightline.errors import CheckpointError, ModelError
+from sightline.errors import CheckpointError, ModelError, shown
 from sightline.model.reading import model_folder
 from sightline.model.restore import learned_folder
 from sightline.model.weights import STATE, checkpoints
@@ -73,7 +73,7 @@ def recognise(path: Path) -> str:
     if "text_config" in config and "vision_config" in config:
         return "huggingface"
     raise ModelError(
-        f"{path} is a {config.get('model_type', 'nameless')!r} model without a projector, not a LLaVA; put one "
+        f"{path} is a {shown(config.get('model_type', 'nameless'))} model without a projector, not a LLaVA; put one "
         f"together with sightline assemble"
     )
 

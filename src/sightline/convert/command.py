@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sightline.errors import UserError
+from sightline.errors import UserError, shown
 
 if TYPE_CHECKING:
     import torch
@@ -175,5 +175,5 @@ def _dtype(name: str | None) -> torch.dtype | None:
 def _size(text: str) -> str:
     """A type of argparse: a size as huggingface_hub takes it."""
     if not re.fullmatch(r"\d+(\.\d+)?[KMGT]B", text, re.IGNORECASE):
-        raise argparse.ArgumentTypeError(f"{text!r} is no size such as 500MB or 5GB")
+        raise argparse.ArgumentTypeError(f"{shown(text)} is no size such as 500MB or 5GB")
     return text

@@ -13,7 +13,7 @@ from sightline.convert.gguf_tokenizer import rstrips
 from sightline.convert.gguf_vision import vision_contents, vision_remarks
 from sightline.convert.modelfile import modelfile
 from sightline.convert.source import Source
-from sightline.errors import ModelError
+from sightline.errors import ModelError, shown
 from sightline.model.save import appearing
 from sightline.runtime import console, say
 
@@ -42,7 +42,7 @@ def contents(source: Source, *, quantize: str, mend_clip: bool) -> dict[str, Con
     """What each of the two files is to say, the language model's first; nothing is read yet."""
     gguf_package()
     if quantize not in FILE_TYPES:
-        raise ModelError(f"{quantize!r} is no format of weights for GGUF; choose {', '.join(FILE_TYPES)}")
+        raise ModelError(f"{shown(quantize)} is no format of weights for GGUF; choose {', '.join(FILE_TYPES)}")
     tower = "f32" if quantize == "f32" else "f16"
     try:
         name = model_name(source)

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from sightline.convert.tensors import Stored, in_file, read_json
-from sightline.errors import ModelError
+from sightline.errors import ModelError, shown
 from sightline.patterns import slow
 
 CONFIG = "adapter_config.json"
@@ -56,7 +56,7 @@ def adapter_config(folder: Path) -> dict[str, Any]:
         alphas = [float(alpha) for alpha in (config["lora_alpha"], *patterns.values())]
         for pattern in patterns:
             if why := f"one of {len(patterns):,}" if len(patterns) > MOST_PATTERNS else slow(_pattern(pattern)):
-                raise ModelError(f"{folder / CONFIG}: alpha_pattern {pattern[:80]!r} could match for ever ({why})")
+                raise ModelError(f"{folder / CONFIG}: alpha_pattern {shown(pattern[:80])} could match for ever ({why})")
             re.compile(_pattern(pattern))
         if not all(map(math.isfinite, alphas)):
             raise ValueError(f"a lora_alpha of {alphas[0]}")

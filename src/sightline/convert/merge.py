@@ -13,7 +13,7 @@ from sightline.convert.hub import located
 from sightline.convert.lora import adapter_config, merged
 from sightline.convert.shards import write_shards
 from sightline.convert.tensors import in_folder
-from sightline.errors import ModelError
+from sightline.errors import ModelError, shown
 from sightline.model.foreign import open_config
 from sightline.model.llm import fetched, made_of
 from sightline.model.quantize import calm_bitsandbytes
@@ -64,7 +64,7 @@ def _own_names(config: Any, is_clip: bool) -> Any:
     if not is_clip:
         return str
     if "vision" not in config.model_type and not hasattr(config, "vision_config"):
-        raise ModelError(f"--is-clip: this is a {config.model_type!r}, not a vision tower")
+        raise ModelError(f"--is-clip: this is a {shown(config.model_type)}, not a vision tower")
     # XTuner wraps a CLIPVisionModel, whose names have had one level more, and less, in versions of transformers.
     return lambda name: (
         name if name.startswith(("vision_model.", "text_", "visual_", "logit")) else f"vision_model.{name}"

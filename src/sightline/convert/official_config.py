@@ -15,7 +15,7 @@ from transformers import AutoConfig, LlavaConfig, LlavaNextConfig, PreTrainedCon
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from sightline.convert.source import Source
-from sightline.errors import ModelError
+from sightline.errors import ModelError, shown
 from sightline.model.next import NEXT
 from sightline.model.projector import DEPTH_KEY, depth_of
 from sightline.model.reading import reading
@@ -79,7 +79,7 @@ def text_config(config: dict[str, Any], folder: Path) -> Any:
     classes = [*(config.get("architectures") or ()), config.get("model_type")]
     kind = next((named[name] for name in classes if name in named), None)
     if kind is None:
-        raise ModelError(f"{folder} is a LLaVA of a {config.get('model_type')!r}, which is not known here")
+        raise ModelError(f"{folder} is a LLaVA of a {shown(config.get('model_type'))}, which is not known here")
     default = AutoConfig.for_model(kind).to_dict()
     own = {key: value for key, value in config.items() if key in default.keys() - NEVER}
     try:
@@ -99,7 +99,9 @@ def feature_layer(config: dict[str, Any], folder: Path) -> int:
     """Which of the vision tower's layers is looked at."""
     layer = config.get("mm_vision_select_layer", -2)
     if not isinstance(layer, int):
-        raise ModelError(f"{folder / 'config.json'}: mm_vision_select_layer is {layer!r}, not the number of a layer")
+        raise ModelError(
+            f"{folder / 'config.json'}: mm_vision_select_layer is {shown(layer)}, not the number of a layer"
+        )
     return layer
 
 
@@ -110,7 +112,7 @@ def depth(config: dict[str, Any], folder: Path) -> int:
         return 1
     if match := MLP.fullmatch(str(kind)):
         return int(match[1])
-    raise ModelError(f"{folder / 'config.json'}: a projector of the kind {kind!r} is known to no other program")
+    raise ModelError(f"{folder / 'config.json'}: a projector of the kind {shown(kind)} is known to no other program")
 
 
 def grids(config: dict[str, Any], folder: Path) -> list[list[int]] | None:
@@ -120,7 +122,7 @@ def grids(config: dict[str, Any], folder: Path) -> list[list[int]] | None:
         return None
     if rule != "anyres" or merge != "spatial_unpad":
         raise ModelError(
-            f"{folder / 'config.json'}: pictures are cut by the rule {rule!r} and put together by {merge!r}; "
+            f"{folder / 'config.json'}: pictures are cut by the rule {shown(rule)} and put together by {shown(merge)}; "
             f"transformers' LLaVA-NeXT knows 'anyres' with 'spatial_unpad' alone"
         )
     written = config.get("image_grid_pinpoints")
@@ -129,7 +131,7 @@ def grids(config: dict[str, Any], folder: Path) -> list[list[int]] | None:
         return [[int(high), int(wide)] for wide, high in pairs]
     except (ValueError, TypeError, SyntaxError):
         raise ModelError(
-            f"{folder / 'config.json'}: image_grid_pinpoints is {written!r}, not a list of width and height"
+            f"{folder / 'config.json'}: image_grid_pinpoints is {shown(written)}, not a list of width and height"
         ) from None
 
 

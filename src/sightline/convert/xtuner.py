@@ -22,7 +22,7 @@ from sightline.convert.shards import write_shards
 from sightline.convert.source import Source
 from sightline.convert.tensors import Stored, in_folder
 from sightline.convert.tower import plain_processor
-from sightline.errors import ModelError
+from sightline.errors import ModelError, shown
 from sightline.model.llamafy import RENAME
 from sightline.model.llm import made_of
 from sightline.model.parts import (
@@ -176,7 +176,7 @@ def _remark(source: Source) -> None:
     kind, layer = source.config.vision_config.model_type, source.config.vision_feature_layer
     if depth_of(source.config) == 2 and source.config.projector_hidden_act != "gelu":
         act = source.config.projector_hidden_act
-        raise ModelError(f"{source.path} has {act!r} in its projector, and XTuner's have gelu; choose huggingface")
+        raise ModelError(f"{source.path} has {shown(act)} in its projector, and XTuner's have gelu; choose huggingface")
     otherwise = {
         f"load CLIP, and this vision tower is a {kind}": kind != "clip_vision_model",
         f"take layer -2 of the vision tower, and this model takes {layer}": layer != -2,

@@ -21,7 +21,7 @@ from sightline.data.meta import is_meta
 from sightline.data.sources import Row, Rows, open_rows
 from sightline.data.tables import Table
 from sightline.data.writers import Writer, refuse_existing, to_json, writing
-from sightline.errors import DataError, UserError
+from sightline.errors import DataError, UserError, shown
 
 TARGETS = ("llava", "openai", "paddlemix", "jsonl", "parquet")
 _WRITES: dict[str, Callable[[Sequence[Turn], Sequence[str]], Row]] = {
@@ -214,7 +214,7 @@ def _prepare(rows: Rows, number: int, form: str | None, drop: frozenset[str]) ->
     reading = read_row(row, form)
     for key in reading.asides:
         if key not in drop:
-            raise DataError(f"{key!r} of an image has no place in other forms; --drop {key} leaves it out")
+            raise DataError(f"{shown(key)} of an image has no place in other forms; --drop {key} leaves it out")
     turns, findings = place(reading)
     if drop:
         turns = tuple(replace(turn, extra={k: v for k, v in turn.extra.items() if k not in drop}) for turn in turns)
@@ -226,9 +226,9 @@ def _unpacked(extra: Any) -> Row:
     try:
         found = json.loads(extra)
     except (TypeError, ValueError) as error:
-        raise DataError(f"{EXTRA!r} is no JSON ({error}); --drop {EXTRA} leaves it out") from None
+        raise DataError(f"{shown(EXTRA)} is no JSON ({error}); --drop {EXTRA} leaves it out") from None
     if not isinstance(found, dict):
-        raise DataError(f"{EXTRA!r} is no JSON object; --drop {EXTRA} leaves it out")
+        raise DataError(f"{shown(EXTRA)} is no JSON object; --drop {EXTRA} leaves it out")
     return found
 
 
@@ -256,7 +256,9 @@ def _row(turns: Sequence[Turn], extra: Row, to: str) -> Row:
         for number, turn in enumerate(turns, 1):
             if turn.extra:
                 key = next(iter(turn.extra))
-                raise DataError(f"turn {number}: {key!r} has no place in a Parquet file; --drop {key} leaves it out")
+                raise DataError(
+                    f"turn {number}: {shown(key)} has no place in a Parquet file; --drop {key} leaves it out"
+                )
         rest = dict(extra)
         identity = rest.pop("id") if isinstance(rest.get("id"), str) else None
         return {
@@ -267,7 +269,7 @@ def _row(turns: Sequence[Turn], extra: Row, to: str) -> Row:
         }
     written = _WRITES[to](turns, [str(picture.source) for picture in found])
     if taken := written.keys() & extra.keys():
-        raise DataError(f"the row's own {min(taken)!r} is in the way; --drop {min(taken)} leaves it out")
+        raise DataError(f"the row's own {shown(min(taken))} is in the way; --drop {min(taken)} leaves it out")
     before: dict[str, Any] = {"id": extra["id"]} if "id" in extra else {}
     return before | written | extra
 

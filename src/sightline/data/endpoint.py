@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sightline import __version__
-from sightline.errors import UserError
+from sightline.errors import UserError, shown
 from sightline.network import LONGEST_WAIT, read_reply, retry_after
 from sightline.terminal import printable
 
@@ -90,7 +90,7 @@ class Endpoint:
             # Not repeated: it may hold a password.
             raise UserError("--base-url holds more than an address; keys are taken from OPENAI_API_KEY alone")
         if not well_formed or not re.fullmatch(r"[!-~]+", self.base_url):
-            raise UserError(f"--base-url {self.base_url!r} is no http(s) address such as http://localhost:8000/v1")
+            raise UserError(f"--base-url {shown(self.base_url)} is no http(s) address such as http://localhost:8000/v1")
         if self.key is not None and not re.fullmatch(r"[!-~]+", self.key):
             raise UserError("the key in OPENAI_API_KEY has characters that no HTTP header can hold; set it again")
 

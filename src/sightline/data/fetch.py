@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from sightline.connections import Refused, shown
+from sightline.connections import Refused, shown_url
 from sightline.errors import DataError
 from sightline.network import DOWNLOAD, Bounds, opening, retry_after
 from sightline.runtime import say
@@ -76,16 +76,18 @@ def fetch(
             _pull(url, part, bounds, until, report)
             break
         except Refused as reason:
-            raise DataError(f"{shown(url)} {reason}") from None
+            raise DataError(f"{shown_url(url)} {reason}") from None
         except _TryAgain as reason:
             failures = 0 if _size(part) > most else failures + 1
             most = max(most, _size(part))
             if failures >= (bounds.tries if reason.reached or most else TRIES_UNREACHED):
                 kept = f"; what came is kept in {part}" if most else ""
-                raise DataError(f"{shown(url)}: {reason}, {failures} times in a row; try again later{kept}") from None
+                raise DataError(
+                    f"{shown_url(url)}: {reason}, {failures} times in a row; try again later{kept}"
+                ) from None
             wait = min(reason.pause if reason.pause is not None else 2.0**failures, bounds.longest_pause)
             if time.monotonic() + wait > until:
-                raise DataError(f"{shown(url)} {bounds.too_slow()} (the last try: {reason})") from None
+                raise DataError(f"{shown_url(url)} {bounds.too_slow()} (the last try: {reason})") from None
             say(printable(f"{target.name}: {reason}; going on in {wait:.0f} s"))
             pause(wait)
     _check(part, target, checksum)
@@ -147,7 +149,7 @@ def _pull(url: str, part: Path, bounds: Bounds, until: float, report: Report) ->
             raise _TryAgain(f"the server cannot be reached ({error.reason})", reached=False) from None
         raise _TryAgain(f"the connection broke off ({error or type(error).__name__})") from None
     except ValueError as error:
-        raise DataError(f"{shown(url)}: the answer makes no sense ({error})") from None
+        raise DataError(f"{shown_url(url)}: the answer makes no sense ({error})") from None
 
 
 def _copy(response: Any, part: Path, have: int, total: int | None, bounds: Bounds, report: Report) -> None:
@@ -193,7 +195,7 @@ def _length(response: Any) -> int | None:
 def _refuse_page(url: str, part: Path, response: Any) -> None:
     if response.headers.get_content_type() == "text/html" and ".htm" not in part.name:
         raise DataError(
-            f"{shown(url)}: gives a web page, not the file (it may ask for a log-in, or the file has moved)"
+            f"{shown_url(url)}: gives a web page, not the file (it may ask for a log-in, or the file has moved)"
         )
 
 
@@ -206,7 +208,7 @@ def _refuse(url: str, part: Path, error: urllib.error.HTTPError) -> None:
             raise _TryAgain(
                 f"the server answers {error.code} {error.reason}", retry_after(error.headers.get("Retry-After"))
             ) from None
-        raise DataError(f"{shown(url)}: the server answers {error.code} {error.reason}") from None
+        raise DataError(f"{shown_url(url)}: the server answers {error.code} {error.reason}") from None
 
 
 def _check(part: Path, target: Path, checksum: str | None) -> None:

@@ -8,13 +8,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from sightline.connections import shown
+from sightline.connections import shown_url
 from sightline.data.forms.pairs import paddlemix, query, texts
 from sightline.data.forms.reading import Picture, Reading, Turn, place
 from sightline.data.forms.turns import llava, mix, openai
 from sightline.data.sources import Row
 from sightline.data.verdict import Finding
-from sightline.errors import DataError
+from sightline.errors import DataError, shown
 from sightline.types import Conversation, ImageRef, Message, Text
 
 FORMS: dict[str, Callable[[Row], Reading]] = {
@@ -51,7 +51,7 @@ def understand(
         reading = read_row(row, form)
         for key in _OTHER_MEDIA:
             if row.get(key):
-                raise DataError(f"the row has {key!r}; only images are understood", "form")
+                raise DataError(f"the row has {shown(key)}; only images are understood", "form")
         placed, findings = place(reading)
         turns, dropped = _from_the_user(placed)
         findings += dropped
@@ -113,7 +113,7 @@ def _ref(picture: Picture, folder: str | None) -> ImageRef:
         return ImageRef(source)
     if is_url(source):
         raise DataError(
-            f"image {shown(source)}: images of rows are not fetched while they are used; "
+            f"image {shown_url(source)}: images of rows are not fetched while they are used; "
             "`sightline data convert IN OUT --to llava --download FOLDER` fetches them once",
             "image_missing",
         )
@@ -168,4 +168,6 @@ def _check_choice(turns: Sequence[Turn]) -> None:
     for number, turn in enumerate(turns, 1):
         for key in ("loss", "weight"):
             if turn.role == "assistant" and turn.extra and turn.extra.get(key, 1) in (0, False):
-                raise DataError(f"turn {number} has {key!r}: {turn.extra[key]}, but all answers are learned", "form")
+                raise DataError(
+                    f"turn {number} has {shown(key)}: {turn.extra[key]}, but all answers are learned", "form"
+                )

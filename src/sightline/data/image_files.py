@@ -13,7 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from sightline.connections import shown
+from sightline.connections import shown_url
 from sightline.data.fetch import fetch
 from sightline.data.formats import is_url, within
 from sightline.data.forms.reading import Picture
@@ -77,7 +77,9 @@ class ImageFiles:
             return Picture(self._write(_checked(ImageRef(source)), None))
         if is_url(source):
             if not self.fetches:
-                raise DataError(f"image {shown(source)} is not fetched; --download FOLDER does that", "image_missing")
+                raise DataError(
+                    f"image {shown_url(source)} is not fetched; --download FOLDER does that", "image_missing"
+                )
             self.begin([picture])
             found = self._fetched[source].result()
             if isinstance(found, DataError):
@@ -140,7 +142,7 @@ class ImageFiles:
             check_image(ImageRef(str(target)))
         except DataError as error:
             target.unlink()
-            return DataError(f"what {shown(url)} gives cannot be used: {error}", "image_unreadable")
+            return DataError(f"what {shown_url(url)} gives cannot be used: {error}", "image_unreadable")
         if target.suffix == ".fetched":
             target = target.rename(target.with_suffix(_suffix(target.read_bytes())))
         return target.name

@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from sightline.errors import UserError, UserErrors
+from sightline.errors import UserError, UserErrors, shown
 from sightline.recipe import DataRecipe
 from sightline.recipes import read_yaml
 
@@ -98,7 +98,7 @@ def find_set(name: str) -> KnownSet:
     near = difflib.get_close_matches(name.lower().replace("-", "_"), known, n=3)
     near += [other for other in known if name.lower() in other and other not in near][: 3 - len(near)]
     hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known)}"
-    raise UserError(f"no known set of data is called {name!r}; {hint}")
+    raise UserError(f"no known set of data is called {shown(name)}; {hint}")
 
 
 def known_entries(name: str, root: str) -> tuple[KnownFile, ...]:

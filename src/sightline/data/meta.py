@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sightline.errors import DataError
+from sightline.errors import DataError, shown
 
 _LARGEST = 4 * 1024 * 1024
 """A meta file has a few lines for each set; nothing larger is looked into."""
@@ -73,7 +73,7 @@ def _entry(path: Path, name: str, entry: Any) -> MetaEntry:
         raise DataError(f"{where}: 'root' is {type(root).__name__}, not a folder")
     repeat = entry.get("repeat_time", 1)
     if isinstance(repeat, bool) or not isinstance(repeat, int | float) or not 0 < repeat < 1e6:
-        raise DataError(f"{where}: 'repeat_time' is {repeat!r}; write a number above 0")
+        raise DataError(f"{where}: 'repeat_time' is {shown(repeat)}; write a number above 0")
     if repeat > 1 and repeat != int(repeat):
         raise DataError(f"{where}: 'repeat_time' is {repeat}; above 1 it must be whole")
     length = entry.get("length")
@@ -90,4 +90,4 @@ def _found(meta: Path, name: str, where: str, key: str) -> str:
     for candidate in (Path(name), meta.parent / name):
         if os.path.exists(candidate):  # not candidate.exists(), which raises for a name that is too long
             return str(candidate)
-    raise DataError(f"{where}: {key!r} {name[:100]} does not exist, seen from here or from {meta.parent}")
+    raise DataError(f"{where}: {shown(key)} {name[:100]} does not exist, seen from here or from {meta.parent}")

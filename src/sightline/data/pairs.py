@@ -15,6 +15,7 @@ from PIL import Image
 
 from sightline.data.endpoint import Endpoint, Unanswered, complete
 from sightline.data.sources import Row
+from sightline.errors import shown
 from sightline.prompt.images import open_image
 from sightline.types import IMAGE, ImageRef
 
@@ -85,7 +86,7 @@ def row_about(endpoint: Endpoint, folder: Path, name: str, task: Task, spent: Co
             again = f"I cannot use this reply: {reason}. Write it again.\n\n{task.form}"
             messages += [{"role": "assistant", "content": reply.text}, {"role": "user", "content": again}]
     if reply.finish != "stop":
-        reason += f"; it ended with {reply.finish!r}"
+        reason += f"; it ended with {shown(reply.finish)}"
     raise Unanswered(f"asked {task.asks} times, no reply fits: {reason}")
 
 
@@ -132,9 +133,9 @@ def _json(text: str) -> Any:
 def _field(pair: Any, number: int, name: str) -> str:
     value = pair.get(name) if isinstance(pair, dict) else None
     if not isinstance(value, str) or not value.strip():
-        raise Unfit(f"object {number} has no {name!r} that is text")
+        raise Unfit(f"object {number} has no {shown(name)} that is text")
     if IMAGE in value:
-        raise Unfit(f"the {name} of object {number} holds {IMAGE!r}, which stands for a picture")
+        raise Unfit(f"the {name} of object {number} holds {shown(IMAGE)}, which stands for a picture")
     if not _is_unicode(value):
         raise Unfit(f"the {name} of object {number} holds half a character")
     return value.strip()

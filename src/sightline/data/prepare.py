@@ -25,7 +25,7 @@ from sightline.data.fetch import Report, fetch, remote_size, size_of_part
 from sightline.data.layouts import ARCHIVES, KnownSet, Part, find_set
 from sightline.data.unpack import names_to_jpg, unpack
 from sightline.data.verify import Found, amount, list_sets, look, many
-from sightline.errors import DataError, UserError
+from sightline.errors import DataError, UserError, UserErrors
 from sightline.runtime import console, hub_address, say
 
 HUB = "https://huggingface.co"
@@ -78,7 +78,7 @@ def run(args: argparse.Namespace) -> None:
             failures.append(f"{step.part.name}: {error}")
     _say_rest(steps, root)
     if failures:
-        raise DataError("\n".join(failures))
+        raise UserErrors(*(" ".join(failure.split("\n")) for failure in failures))
 
 
 def plan(parts: tuple[Part, ...], root: Path, asked: bool = False) -> list[Step]:

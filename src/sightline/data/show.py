@@ -12,7 +12,7 @@ from rich.text import Text as Line
 from sightline.data.inspect import Source, look
 from sightline.data.sources import JsonRows, Rows
 from sightline.data.verdict import KINDS, Finding
-from sightline.errors import DataError, UserError
+from sightline.errors import DataError, UserError, shown
 from sightline.page.numbers import counted
 from sightline.prompt.decoding import open_file, orientation, orientation_behind
 from sightline.prompt.images import check_image, hold_image, name_of
@@ -67,7 +67,7 @@ def print_raw(rows: Rows, number: int, console: Console) -> None:
 
 def print_conversation(conversation: Conversation, console: Console) -> None:
     """Who says what, and where the images are."""
-    _title(console, f"Understood (id {conversation.id!r}, {counted(len(conversation.images), 'image')})")
+    _title(console, f"Understood (id {shown(conversation.id)}, {counted(len(conversation.images), 'image')})")
     for message in conversation.messages:
         line = Line(f"{message.role}: ", style="bold")
         for part in message.content:

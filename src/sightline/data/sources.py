@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from sightline.data.stored import key_of, read_array, write_array
-from sightline.errors import DataError
+from sightline.errors import DataError, shown
 
 Row = dict[str, Any]
 
@@ -200,7 +200,7 @@ def _array(path: Path, content: mmap.mmap | bytes, byte: int) -> array[int]:
             break
         if text[mark : mark + 1] != ",":
             found = text[mark : mark + 1]
-            raise broken("the array breaks off" if not found else f"expected ',' or ']', found {found!r}", byte)
+            raise broken("the array breaks off" if not found else f"expected ',' or ']', found {shown(found)}", byte)
         byte, at = byte + 1, at + 1
     behind = _INK.search(content, byte + 1)
     if behind is not None:

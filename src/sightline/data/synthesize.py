@@ -13,7 +13,7 @@ from sightline.data.asking import Outcome, ask_about_all, cost
 from sightline.data.endpoint import Endpoint
 from sightline.data.journal import Journal, Settings, log_of, open_journal, partial_of
 from sightline.data.pairs import PROMPT, Task
-from sightline.errors import UserError
+from sightline.errors import UserError, shown
 from sightline.runtime import api_key, say
 from sightline.terminal import printable
 
@@ -127,7 +127,7 @@ def _refuse_mixture(journal: Journal, settings: Settings, names: set[str]) -> No
     if "folder" in differs and journal.done <= names:
         differs.remove("folder")  # it has only moved
     if differs:
-        changes = [f"{key} {before.get(key)!r} (now {settings[key]!r})" for key in differs if key != "prompt"]
+        changes = [f"{key} {shown(before.get(key))} (now {shown(settings[key])})" for key in differs if key != "prompt"]
         changes += ["another prompt"] * ("prompt" in differs)
         raise UserError(
             f"the {len(journal.rows)} rows of {journal.out} were made with {', '.join(changes)}; say the same, choose "
@@ -166,7 +166,7 @@ def _prompt(path: Path | None) -> str:
 
 def _positive(text: str) -> int:
     if not text.isdecimal() or not 1 <= int(text) <= _MOST:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number from 1 to {_MOST:,}")
+        raise argparse.ArgumentTypeError(f"{shown(text)} is no number from 1 to {_MOST:,}")
     return int(text)
 
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from sightline.errors import DataError
+from sightline.errors import DataError, shown
 
 _SPARE = 64 << 20
 """Bytes that stay free on the disk."""
@@ -178,7 +178,7 @@ def _extract(
         if not parts:
             continue
         if entry.problem:
-            raise DataError(f"{archive} holds {entry.name!r}, which is {entry.problem}; it was not unpacked")
+            raise DataError(f"{archive} holds {shown(entry.name)}, which is {entry.problem}; it was not unpacked")
         if take and parts[-1] not in take:
             continue
         target = staging / parts[-1] if take else staging.joinpath(*parts)
@@ -198,10 +198,10 @@ def _copy(archive: Path, entry: _Entry, source: IO[bytes], file: IO[bytes]) -> N
     while chunk := source.read(min(_CHUNK, left + 1)):
         left -= len(chunk)
         if left < 0:
-            raise DataError(f"{archive}: {entry.name!r} is larger than it says; it was not unpacked")
+            raise DataError(f"{archive}: {shown(entry.name)} is larger than it says; it was not unpacked")
         file.write(chunk)
     if left:
-        raise DataError(f"{archive} is damaged ({entry.name!r} breaks off); delete it and fetch it again")
+        raise DataError(f"{archive} is damaged ({shown(entry.name)} breaks off); delete it and fetch it again")
 
 
 def _path_of(archive: Path, entry: _Entry) -> list[str]:
@@ -211,7 +211,9 @@ def _path_of(archive: Path, entry: _Entry) -> list[str]:
     name = entry.name.replace("\\", "/")
     parts = [part for part in name.split("/") if part not in ("", ".")]
     if name.startswith("/") or ".." in parts or "\0" in name or (parts and parts[0][1:2] == ":"):
-        raise DataError(f"{archive} holds the path {entry.name!r}, which leads out of its folder; it was not unpacked")
+        raise DataError(
+            f"{archive} holds the path {shown(entry.name)}, which leads out of its folder; it was not unpacked"
+        )
     return [] if set(parts) & set(_JUNK) else parts
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Protocol
 
 from sightline.data.sources import Row
-from sightline.errors import DataError, MissingExtra, UserError
+from sightline.errors import DataError, MissingExtra, UserError, shown
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -69,7 +69,9 @@ def to_json(row: Row) -> bytes:
             try:
                 json.dumps(value)
             except (TypeError, ValueError) as error:
-                raise DataError(f"{key!r} cannot be written as JSON ({error}); --drop {key} leaves it out") from None
+                raise DataError(
+                    f"{shown(key)} cannot be written as JSON ({error}); --drop {key} leaves it out"
+                ) from None
         raise
     try:
         return text.translate(_LINE_ENDS).encode()

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from sightline.errors import DataError
+from sightline.errors import DataError, shown
 from sightline.types import IMAGE, ImageRef
 
 Cells = dict[str, str]
@@ -123,7 +123,7 @@ def _by_index(path: Path, rows: list[Cells]) -> dict[int, Cells]:
     for number, row in enumerate(rows, 1):
         if not _is_index(row["index"]):
             wanted = f"a whole number of at most {_MOST_DIGITS} digits"
-            raise DataError(f"{path}: row {number}: the index {row['index'][:40]!r} is not {wanted}")
+            raise DataError(f"{path}: row {number}: the index {shown(row['index'][:40])} is not {wanted}")
         index = int(row["index"])
         if index in by_index:
             raise DataError(f"{path}: row {number}: the index {index} is already that of row {first[index]}")
@@ -143,7 +143,7 @@ def _choice(
     if has_answers and answer is None:
         raise DataError("the answer is empty, while other rows have one")
     if answer is not None and answer not in options:
-        raise DataError(f"the answer {answer[:40]!r} is not among the options {', '.join(options)}")
+        raise DataError(f"the answer {shown(answer[:40])} is not among the options {', '.join(options)}")
     for text in (row["question"], row.get("hint", ""), *options.values()):
         if IMAGE in text:
             raise DataError(f"the text holds {IMAGE}, which stands for an image")

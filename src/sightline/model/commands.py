@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from sightline.errors import CheckpointError, ModelError
+from sightline.errors import CheckpointError, ModelError, shown
 from sightline.recipe import TEMPLATES, ModelRecipe
 
 
@@ -109,5 +109,5 @@ def _bytes(text: str) -> int:
     """A type of argparse: a size as 500MB or 5GB."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([KMGT])B", text, re.IGNORECASE)
     if match is None:
-        raise argparse.ArgumentTypeError(f"{text!r} is no size such as 500MB or 5GB")
+        raise argparse.ArgumentTypeError(f"{shown(text)} is no size such as 500MB or 5GB")
     return int(float(match[1]) * 1000 ** ("KMGT".index(match[2].upper()) + 1))

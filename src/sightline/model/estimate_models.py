@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, LlavaConfig, LlavaForConditionalGeneration
 
-from sightline.errors import ModelError
+from sightline.errors import ModelError, shown
 from sightline.model.foreign import open_config
 from sightline.model.llm import check_llm, readable_llm
 from sightline.model.next import NEXT, make_tiles
@@ -90,7 +90,9 @@ def model_parts(spec: ModelRecipe) -> tuple[Any, Any, list[Any] | None]:
         return _language_model(known["llm"]), _vision_tower(known["vision_tower"], layer), grids
     config = open_config(model_folder(spec.from_model))
     if config.model_type not in WHOLE:
-        raise ModelError(f"model.from_model: {spec.from_model} is {config.model_type!r}, not a LLaVA or LLaVA-NeXT")
+        raise ModelError(
+            f"model.from_model: {spec.from_model} is {shown(config.model_type)}, not a LLaVA or LLaVA-NeXT"
+        )
     if config.model_type == NEXT:
         grids = grids or list(config.image_grid_pinpoints)
     return config.text_config, config.vision_config, grids

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from sightline.errors import ModelError
+from sightline.errors import ModelError, shown
 from sightline.model.attention import objection
 from sightline.model.foreign import check_fits, config_settings, open_config, open_tokenizer
 from sightline.model.llamafy import family, llamafy, weight_files
@@ -105,11 +105,11 @@ def check_llm(config: Any, name: str) -> None:
     """Raise ModelError for the configuration of what is no language model that LLaVA could carry."""
     if config.model_type in WHOLE:
         raise ModelError(
-            f"model.llm: {name} is {config.model_type!r}, not a language model; to go on with a whole model, name it "
-            f"as model.from_model"
+            f"model.llm: {name} is {shown(config.model_type)}, not a language model; to go on with a whole model, "
+            f"name it as model.from_model"
         )
     if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-        raise ModelError(f"model.llm: {name} is {config.model_type!r}, not a language model")
+        raise ModelError(f"model.llm: {name} is {shown(config.model_type)}, not a language model")
     if reason := _obstacle(config):
         raise ModelError(f"model.llm: {name} ({config.model_type}) {reason}")
 

@@ -15,7 +15,7 @@ from transformers import (
     LlavaNextForConditionalGeneration,
 )
 
-from sightline.errors import ModelError
+from sightline.errors import ModelError, shown
 from sightline.model.foreign import check_fits, open_config, open_processor, open_tokenizer, try_pixels
 from sightline.model.next import check_processor, tiles_of
 from sightline.model.projector import deeper, depth_of, read_own_projector, readable
@@ -106,7 +106,9 @@ def load_parts(path: str | Path) -> tuple[Any, Any, Any]:
     path = model_folder(path)
     config = open_config(path)
     if config.model_type not in WHOLE:
-        raise ModelError(f"{path} is a {config.model_type!r} model, not a LLaVA model; assemble or convert it first")
+        raise ModelError(
+            f"{path} is a {shown(config.model_type)} model, not a LLaVA model; assemble or convert it first"
+        )
     check_feature_layer(config, path)
     return config, open_tokenizer(path), open_processor(path)
 

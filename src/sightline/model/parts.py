@@ -15,7 +15,7 @@ from typing import Any
 
 from huggingface_hub import snapshot_download
 
-from sightline.errors import ModelError
+from sightline.errors import ModelError, shown
 from sightline.model.adapter_files import merge_folder
 from sightline.model.assemble import assemble, make_prompter
 from sightline.model.llm import llm_config, llm_tokenizer, made_of
@@ -201,7 +201,7 @@ def _projector_settings(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError, AttributeError) as error:
         raise ModelError(f"{folder / 'config.json'} is damaged ({error}); copy it again") from error
     if act != "gelu":
-        raise ModelError(f"{folder}: a projector with {act!r} between its layers; LLaVA's has gelu")
+        raise ModelError(f"{folder}: a projector with {shown(act)} between its layers; LLaVA's has gelu")
     return settings
 
 

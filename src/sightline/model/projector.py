@@ -21,7 +21,7 @@ from torch import nn
 from transformers.activations import ACT2FN
 from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
-from sightline.errors import ModelError
+from sightline.errors import ModelError, shown
 from sightline.model.pickles import read_pickle, tensors_in
 from sightline.model.weights import LEARNED, checkpoints
 from sightline.runtime import say
@@ -73,7 +73,7 @@ def depth_of(config: Any) -> int:
     """The number of layers that a model's configuration notes."""
     noted = getattr(config, DEPTH_KEY, None) or 2
     if not isinstance(noted, int):
-        raise ModelError(f"config.json: {DEPTH_KEY} is {noted!r}, no number of layers")
+        raise ModelError(f"config.json: {DEPTH_KEY} is {shown(noted)}, no number of layers")
     return noted
 
 

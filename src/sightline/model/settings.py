@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from sightline.errors import ModelError
+from sightline.errors import ModelError, shown
 from sightline.limits import limits, remedy
 from sightline.patterns import slow
 
@@ -83,7 +82,7 @@ def _sections(content: Mapping[str, Any], place: str = "") -> Iterator[tuple[str
 
 def _check_value(where: str, key: str, value: Any) -> None:
     if key.endswith("attn_implementation") and value is not None and str(value) not in ATTENTIONS:
-        raise ModelError(f"{where}{key}: {_shown(value)}, and nothing is fetched or run for a model; take it out")
+        raise ModelError(f"{where}{key}: {shown(value)}, and nothing is fetched or run for a model; take it out")
     if key in ("num_hidden_layers", "n_layer") and isinstance(value, int) and value > limits().layers:
         most = f"{limits().layers:g} are taken, {remedy('layers', value)}"
         raise ModelError(f"{where}{key} {value}; at most {most}")
@@ -91,12 +90,12 @@ def _check_value(where: str, key: str, value: Any) -> None:
         most_ever = COUNTED[key]
         numbers = value if isinstance(value, list) else [value]
         if not all(isinstance(n, int) and not isinstance(n, bool) and 1 <= n <= most_ever for n in numbers):
-            raise ModelError(f"{where}{key} {_shown(value)}, no number from 1 to {most_ever}; copy it again")
+            raise ModelError(f"{where}{key} {shown(value)}, no number from 1 to {most_ever}; copy it again")
     if key.endswith("_eps") and isinstance(value, (int, float)) and not 0 <= value < 1:
         raise ModelError(f"{where}{key} {value}, which is no small number; copy it again")
     within = key in ENDLESS or key.endswith("_config")  # a section of its own
     if not within and not all(map(math.isfinite, _numbers(value))):
-        raise ModelError(f"{where}{key} {_shown(value)}, which is no number; copy it again")
+        raise ModelError(f"{where}{key} {shown(value)}, which is no number; copy it again")
 
 
 def _numbers(value: Any) -> Iterator[float]:
@@ -114,19 +113,19 @@ def check_processor_settings(processor: Any, name: object) -> None:
         colours = getattr(processor, key, None)
         sound = isinstance(colours, list | tuple) and len(colours) == 3 and all(map(_is_number, colours))
         if not sound or (key == "image_std" and min(colours or ()) <= 0):
-            raise ModelError(f"{where} {key}: {_shown(colours)}, not three numbers, one a colour; copy it again")
+            raise ModelError(f"{where} {key}: {shown(colours)}, not three numbers, one a colour; copy it again")
     factor = getattr(processor, "rescale_factor", 1.0)
     if not _is_number(factor) or factor <= 0:
-        raise ModelError(f"{where} rescale_factor: {_shown(factor)}, no number above 0; copy it again")
+        raise ModelError(f"{where} rescale_factor: {shown(factor)}, no number above 0; copy it again")
     if getattr(processor, "resample", 3) not in range(6):
         raise ModelError(
-            f"{where} resample: {_shown(processor.resample)}, no filter of Pillow's (0 to 5); copy it again"
+            f"{where} resample: {shown(processor.resample)}, no filter of Pillow's (0 to 5); copy it again"
         )
     for key in ("size", "crop_size", "pad_size"):
         sides = getattr(processor, key, None)
         for side, length in dict(sides or {}).items():
             if length is not None and (not isinstance(length, int) or not 1 <= length <= 1 << 14):
-                raise ModelError(f"{where} {key}.{side}: {_shown(length)}, no side of 1 to 16384 pixels; copy it again")
+                raise ModelError(f"{where} {key}.{side}: {shown(length)}, no side of 1 to 16384 pixels; copy it again")
 
 
 def _is_number(value: Any) -> bool:
@@ -137,12 +136,12 @@ def check_tokenizer_settings(content: Mapping[str, Any], file: object) -> None:
     """Raise ModelError for a tokenizer_config.json or special_tokens_map.json that no tokenizer could be made of."""
     for key, (kinds, word) in KINDS.items():
         if not isinstance(content.get(key), (*kinds, type(None))):
-            raise ModelError(f"{file} says {key}: {_shown(content[key])}, which is no {word}; copy it again")
+            raise ModelError(f"{file} says {key}: {shown(content[key])}, which is no {word}; copy it again")
     for key in SPECIAL:
         token = content.get(key)
         text = token.get("content") if isinstance(token, dict) else token
         if not isinstance(text, str) and token is not None:
-            raise ModelError(f"{file} says {key}: {_shown(token)}, which is no token; copy it again")
+            raise ModelError(f"{file} says {key}: {shown(token)}, which is no token; copy it again")
     added = sum(len(content[key]) for key in ADDED if isinstance(content.get(key), dict | list))
     if added > limits().added_tokens:
         most = f"{limits().added_tokens:g} are taken, {remedy('added_tokens', added)}"
@@ -175,7 +174,7 @@ def check_patterns(state: bytes, name: object) -> None:
     """Raise ModelError for a regular expression in a tokenizer's step that can take for ever."""
     for pattern in _patterns(json.loads(state)):
         if reason := slow(pattern):
-            raise ModelError(f"the tokenizer of {name} looks for {_shown(pattern)} in texts: {reason}")
+            raise ModelError(f"the tokenizer of {name} looks for {shown(pattern)} in texts: {reason}")
 
 
 def _patterns(value: Any) -> Iterator[str]:
@@ -183,9 +182,3 @@ def _patterns(value: Any) -> Iterator[str]:
         yield value["Regex"]
     for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
         yield from _patterns(inner)
-
-
-def _shown(value: Any) -> str:
-    """A value in a message: on one line, and not longer than that."""
-    text = re.sub(r"\s+", " ", repr(value))
-    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -8,7 +8,7 @@ from typing import Any
 from transformers import MODEL_MAPPING, CLIPImageProcessorPil, PreTrainedModel
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
-from sightline.errors import ModelError
+from sightline.errors import ModelError, shown
 from sightline.model.foreign import check_fits, open_config
 from sightline.model.reading import REPORTED, WHOLE, check_keys, check_layers, quiet, reading
 
@@ -44,7 +44,7 @@ def checked_tower(config: Any, name: str, layer: int) -> Any:
         )
     if vision.model_type not in NAMES:
         raise ModelError(
-            f"model.vision_tower: {name} is {config.model_type!r}, not a vision tower that Sightline knows "
+            f"model.vision_tower: {name} is {shown(config.model_type)}, not a vision tower that Sightline knows "
             f"({', '.join(NAMES.values())})"
         )
     layers = vision.num_hidden_layers
@@ -100,7 +100,7 @@ def leading_tokens(vision: Any) -> int:
         return 1 + int(vision.num_register_tokens)
     if vision.model_type.startswith(("clip", "dinov2")):
         return 1
-    raise ModelError(f"a {vision.model_type!r} as vision tower: how many features it makes is not known here")
+    raise ModelError(f"a {shown(vision.model_type)} as vision tower: how many features it makes is not known here")
 
 
 def select_strategy(vision: Any) -> str:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from PIL import Image, ImageFile, UnidentifiedImageError
 
-from sightline.connections import Refused, shown
+from sightline.connections import Refused, shown_url
 from sightline.errors import DataError
 from sightline.limits import limits, remedy
 from sightline.network import fetch_bytes, of_image
@@ -92,7 +92,7 @@ def name_of(ref: ImageRef) -> str:
     if isinstance(ref.source, bytes):
         return f"<{len(ref.source)} bytes>"
     if ref.source.startswith(("http://", "https://")):
-        return shown(ref.source)
+        return shown_url(ref.source)
     return ref.source if len(ref.source) <= 120 else ref.source[:60] + "..."
 
 
@@ -196,9 +196,11 @@ def _read(ref: ImageRef) -> Path | io.BytesIO:
             # The user has typed it: it may be one of the own network.
             return io.BytesIO(fetch_bytes(source, of_image(private=True)))
         except Refused as error:
-            raise DataError(f"image {shown(source)} {error}", "image_missing") from error
+            raise DataError(f"image {shown_url(source)} {error}", "image_missing") from error
         except (OSError, ValueError, http.client.HTTPException) as error:
-            raise DataError(f"image {shown(source)} cannot be fetched ({_reason(error)})", "image_missing") from error
+            raise DataError(
+                f"image {shown_url(source)} cannot be fetched ({_reason(error)})", "image_missing"
+            ) from error
     return _path(ref)
 
 

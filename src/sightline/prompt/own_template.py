@@ -12,7 +12,7 @@ from dataclasses import replace
 from itertools import product
 from typing import Any
 
-from sightline.errors import DataError, ModelError
+from sightline.errors import DataError, ModelError, shown
 from sightline.prompt.chat_template import Unrendered, Write, chat_template
 from sightline.prompt.render import render, to_text
 from sightline.prompt.templates import TEMPLATES, Template
@@ -62,9 +62,9 @@ def _derive(tokenizer: Any, theirs: Write) -> Template:
     opened = _around(theirs(asked[:1]), ("Q1",))
     closed = _around(theirs(asked[:2]), ("Q1", "A1"))
     if opened != [head, tail]:
-        raise _Unfit(f"a first question ends in {opened[-1]!r}, a later one in {tail!r}")
+        raise _Unfit(f"a first question ends in {shown(opened[-1])}, a later one in {shown(tail)}")
     if not middle.startswith(tail):
-        raise _Unfit(f"it asks for an answer by {tail!r}, but writes given answers behind {middle!r}")
+        raise _Unfit(f"it asks for an answer by {shown(tail)}, but writes given answers behind {shown(middle)}")
     before_end, end = _end(_common(between, closed[-1]), tokenizer)
     between = between.removeprefix(before_end + end)
     asks = _common(head[::-1], between[::-1])[::-1]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from sightline.errors import DataError, ModelError, is_panic
+from sightline.errors import DataError, ModelError, is_panic, shown
 from sightline.prompt.images import check_image, open_image
 from sightline.prompt.own_template import AUTO, own_template
 from sightline.prompt.paint import paint
@@ -282,7 +282,7 @@ def template_named(name: str, system: str | None = None, *, tokenizer: Any = Non
     elif name in TEMPLATES:
         template = TEMPLATES[name]
     else:
-        raise ModelError(f"unknown prompt template {name!r}; known: {', '.join(TEMPLATES)}")
+        raise ModelError(f"unknown prompt template {shown(name)}; known: {', '.join(TEMPLATES)}")
     if system and template.system is None:
         raise ModelError(f"model.system: the prompt template {name} has no place for a system prompt")
     return template if system is None else replace(template, default_system=system)

@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from sightline.errors import shown
 from sightline.limits import use
 from sightline.prompt.paint import GREEN, folded, marks_for, printable_paint
 from sightline.recipe import load_recipe
@@ -53,7 +54,7 @@ def run(args: argparse.Namespace) -> None:
     for source in open_sources(recipe.data, prompter, recipe.batch.max_length):
         for conversation, encoded in _first(source, args.n):
             facts = f"{len(encoded.ids)} tokens, {encoded.num_targets} targets, {len(encoded.images)} images"
-            title = printable(f"{conversation.origin} (id {conversation.id!r}): {facts}")
+            title = printable(f"{conversation.origin} (id {shown(conversation.id)}): {facts}")
             console.print(Text(title, style="bold"))
             explained = printable_paint(prompter.explain(encoded, marks=marks))
             if args.show in ("text", "all"):

@@ -7,7 +7,7 @@ from typing import Any
 
 from sightline.data.forms.reading import Reading, Turn, images_of, system_of, turns_of, without, written_out
 from sightline.data.sources import Row
-from sightline.errors import DataError
+from sightline.errors import DataError, shown
 
 _ASKS, _ANSWERS = ("user", "human"), ("assistant", "gpt")
 
@@ -31,7 +31,9 @@ def to_paddlemix(turns: Sequence[Turn], images: Sequence[str]) -> Row:
         if turn.role != ("assistant" if number % 2 == 0 else "user"):
             raise DataError(f"turn {number} is the {turn.role}'s: pairs hold user and assistant in turn", "order")
         if turn.extra:
-            raise DataError(f"turn {number}: {next(iter(turn.extra))!r} has no place in pairs of [user, assistant]")
+            raise DataError(
+                f"turn {number}: {shown(next(iter(turn.extra)))} has no place in pairs of [user, assistant]"
+            )
     if len(turns) % 2:
         raise DataError("the last question has no answer, which pairs of [user, assistant] cannot hold", "order")
     texts = [written_out(turn) for turn in turns]

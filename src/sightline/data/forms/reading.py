@@ -8,7 +8,7 @@ from typing import Any
 
 from sightline.data.sources import Row
 from sightline.data.verdict import Finding
-from sightline.errors import DataError
+from sightline.errors import DataError, listed, shown
 from sightline.types import IMAGE, Role
 
 ROLES: dict[str, Role] = {
@@ -93,7 +93,7 @@ def pictures(turns: Sequence[Turn]) -> list[Picture]:
 def role_of(name: Any, key: str, number: int) -> Role:
     role = ROLES.get(name) if isinstance(name, str) else None
     if role is None:
-        raise DataError(f"turn {number}: unknown {key!r} {name!r}; known: {', '.join(ROLES)}", "role")
+        raise DataError(f"turn {number}: unknown {shown(key)} {shown(name)}; known: {', '.join(ROLES)}", "role")
     return role
 
 
@@ -103,9 +103,9 @@ def turns_of(row: Row, *keys: str) -> tuple[str, list[Any]]:
         if row.get(key) is not None:
             turns = row[key]
             if not isinstance(turns, list) or not turns:
-                raise DataError(f"{key!r} is not a list of turns, or is empty", "form")
+                raise DataError(f"{shown(key)} is not a list of turns, or is empty", "form")
             return key, turns
-    raise DataError(f"no {keys[0]!r} in the row (it has: {', '.join(map(repr, row)) or 'nothing'})", "form")
+    raise DataError(f"no {shown(keys[0])} in the row (it has: {listed(row) or 'nothing'})", "form")
 
 
 def system_of(row: Row, turns: Sequence[Turn]) -> tuple[Turn, ...]:
@@ -146,7 +146,7 @@ def picture(value: Any, key: str, asides: list[str]) -> Picture:
             asides += [name for name in value if name not in ("bytes", "path", "url") and value[name] is not None]
             if source or data:
                 return Picture(source or None, data or None)
-    raise DataError(f"{key!r} is neither a path nor a list of paths", "form")
+    raise DataError(f"{shown(key)} is neither a path nor a list of paths", "form")
 
 
 def without(given: Mapping[str, Any], *known: str) -> dict[str, Any]:

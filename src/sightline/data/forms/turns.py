@@ -20,7 +20,7 @@ from sightline.data.forms.reading import (
     written_out,
 )
 from sightline.data.sources import Row
-from sightline.errors import DataError
+from sightline.errors import DataError, shown
 from sightline.types import IMAGE
 
 _CONTEXT = "<IMG_CONTEXT>"
@@ -57,7 +57,7 @@ def mix(row: Row) -> Reading:
     known: dict[str, Picture] = {}
     for entry in entries:
         if (name := str(entry["id"])) in known:
-            raise DataError(f"two of 'images' have the id {name!r}", "form")
+            raise DataError(f"two of 'images' have the id {shown(name)}", "form")
         known[name] = picture(without(entry, "id"), "images", asides)
     wanted: list[str] = []
 
@@ -139,7 +139,7 @@ def _from_value(turn: Any, number: int) -> Turn:
     role = role_of(turn["from"], "from", number)
     key = "value" if "value" in turn else "text"  # the documentation of InternVL writes `text` for answers
     if not isinstance(turn[key], str):
-        raise DataError(f"turn {number}: {key!r} is {type(turn[key]).__name__}, not text", "form")
+        raise DataError(f"turn {number}: {shown(key)} is {type(turn[key]).__name__}, not text", "form")
     return Turn(role, (turn[key],), without(turn, "from", key))
 
 
@@ -159,11 +159,11 @@ def _part(part: Any, number: int, beside: Sequence[Picture], chosen: list[Pictur
     if kind in ("text", "input_text"):
         text = given.pop("text", None)
         if not isinstance(text, str):
-            raise DataError(f"turn {number}: a part of type {kind!r} has no 'text'", "form")
+            raise DataError(f"turn {number}: a part of type {shown(kind)} has no 'text'", "form")
         asides += given
         return text
     if kind not in ("image", "image_url", "input_image"):
-        raise DataError(f"turn {number}: a part is of type {kind!r}; known: text, image_url, image", "form")
+        raise DataError(f"turn {number}: a part is of type {shown(kind)}; known: text, image_url, image", "form")
     key = next((key for key in ("image_url", "image", "url", "path", "bytes") if key in given), None)
     index = given.pop("index", None)
     if key is not None:
@@ -174,6 +174,6 @@ def _part(part: Any, number: int, beside: Sequence[Picture], chosen: list[Pictur
         found = beside[index]
         chosen.append(found)
     else:
-        raise DataError(f"turn {number}: a part shows image {index!r} of {len(beside)}", "image_count")
+        raise DataError(f"turn {number}: a part shows image {shown(index)} of {len(beside)}", "image_count")
     asides += given
     return IMAGE if found is None else found
