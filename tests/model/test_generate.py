@@ -14,6 +14,7 @@ from PIL import Image
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
+from sightline.errors import ModelError
 from sightline.model import generate
 from sightline.model.assemble import assemble, make_prompter
 from sightline.model.batched import replies
@@ -148,3 +149,22 @@ def test_what_goes_wrong_is_raised_where_the_answer_is_read(make: Make, folder: 
     with pytest.raises(Exception, match=r"no\.png"):
         list(reply(vlm, [ask("What?", [ImageRef(str(folder / "no.png"))])], Sampling(max_new_tokens=4), memory))
     assert memory == Memory(cache=memory.cache) and memory.cache.get_seq_length() == 0
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+def test_no_answer_comes_out_of_a_model_that_computes_no_numbers(make: Make, value: float, temperature: float) -> None:
+    vlm = make()
+    vlm.model.lm_head.weight.data = torch.full_like(vlm.model.lm_head.weight, value)
+    with pytest.raises(ModelError, match="computes no numbers"):
+        list(reply(vlm, [ask("What is this?")], Sampling(max_new_tokens=4, temperature=temperature)))
+    with pytest.raises(ModelError, match="computes no numbers"):
+        replies(vlm, [[ask("What is this?")]] * 2, max_new_tokens=4, batch_size=2)
+
+
+def test_sixteen_bits_that_overflow_are_told_with_the_remedy() -> None:
+    scores = torch.tensor([[1.0, 70_000.0]]).half()  # above 65,504
+    with pytest.raises(ModelError, match="too large for float16: try --torch-dtype bf16 or fp32"):
+        generate._sound(torch.float16, torch.zeros(1, 5), scores)
+    fine = torch.tensor([[1.0, -float("inf")]])
+    assert generate._sound(torch.float32, torch.zeros(1, 5), fine) is fine, "a suppressed token is none of these"

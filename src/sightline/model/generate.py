@@ -7,12 +7,14 @@ import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
-from transformers import DynamicCache, GenerationConfig, StoppingCriteriaList
+from transformers import DynamicCache, GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
+from sightline.errors import ModelError
 from sightline.model.load import VLM
 from sightline.prompt.tiles import heights_and_widths
 from sightline.types import Encoded, ImageRef, Message
@@ -142,6 +144,7 @@ def generate(
     model: Any = copy.copy(vlm.model)
     model.generation_config = GenerationConfig()
     more |= vision_inputs(vlm, seen)
+    more["logits_processor"] = LogitsProcessorList([partial(_sound, vlm.model.dtype)])
     out: torch.Tensor = model.generate(
         input_ids=ids,
         attention_mask=mask,
@@ -150,6 +153,14 @@ def generate(
         **more,
     )
     return out
+
+
+def _sound(dtype: torch.dtype, ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+    """The scores of the next token, [N, V], themselves; ModelError where there is none to be chosen by."""
+    if not scores.amax(-1).isfinite().all():  # of NaN it is NaN, and the suppressed are -inf
+        half = "or too large for float16: try --torch-dtype bf16 or fp32" if dtype == torch.float16 else "copy it again"
+        raise ModelError(f"the model computes no numbers (NaN or infinity at token {ids.shape[1]}): damaged, {half}")
+    return scores
 
 
 def vision_inputs(vlm: VLM, seen: Sequence[Encoded]) -> dict[str, torch.Tensor]:

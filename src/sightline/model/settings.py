@@ -112,7 +112,9 @@ def check_processor_settings(processor: Any, name: object) -> None:
     for key in ("image_mean", "image_std"):
         colours = getattr(processor, key, None)
         sound = isinstance(colours, list | tuple) and len(colours) == 3 and all(map(_is_number, colours))
-        if not sound or (key == "image_std" and min(colours or ()) <= 0):
+        least, most = min(colours or (0,)) if sound else 0, max(colours or (0,)) if sound else 0
+        brightest = 1 if getattr(processor, "do_rescale", True) else 255
+        if not sound or least < 0 or most > brightest or (key == "image_std" and least == 0):
             raise ModelError(f"{where} {key}: {shown(colours)}, not three numbers, one a colour; copy it again")
     factor = getattr(processor, "rescale_factor", 1.0)
     if not _is_number(factor) or factor <= 0:
