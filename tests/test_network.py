@@ -88,7 +88,9 @@ def test_an_answer_without_end(server: Raw) -> None:
 
     server.reply = endless
     use(Limits(image_megabytes=2))
-    assert refusal(server.url) == ("is larger than 2 MB; or, where you trust it, --raise-limit image_megabytes=4")
+    assert refusal(server.url) == (
+        "is larger than 2 MB; fetch it by hand, or, where you trust it, --raise-limit image_megabytes=4"
+    )
     assert sent < 20e6  # what lies in the buffers of sockets is not asked for
 
 
@@ -114,7 +116,7 @@ def test_a_byte_at_a_time(server: Raw, before: bytes) -> None:
     server.reply = dripping(before)
     use(Limits(image_seconds=0.3))
     start = time.monotonic()
-    assert "takes longer than 0.3 s; or" in refusal(server.url)
+    assert "takes longer than 0.3 s; fetch it by hand, or" in refusal(server.url)
     assert time.monotonic() - start < 15
 
 

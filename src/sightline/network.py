@@ -48,11 +48,13 @@ class Bounds:
         """What is said of an answer of so many bytes, or of more."""
         limit = f"{self.kind}_megabytes"
         needed = max(size / 1e6, 2 * self.largest / 1e6)
-        return Refused(f"is larger than {self.largest / 1e6:g} MB; {remedy(limit, round(needed))}")
+        return Refused(f"is larger than {self.largest / 1e6:g} MB; fetch it by hand, {remedy(limit, round(needed))}")
 
     def too_slow(self) -> Refused:
         limit = f"{self.kind}_seconds"
-        return Refused(f"takes longer than {self.seconds:g} s; {remedy(limit, round(self.seconds * 4))}")
+        return Refused(
+            f"takes longer than {self.seconds:g} s; fetch it by hand, {remedy(limit, round(self.seconds * 4))}"
+        )
 
 
 def of_image(private: bool) -> Bounds:

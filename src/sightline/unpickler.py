@@ -29,7 +29,10 @@ class TooLarge(Exception):
 
     def __init__(self, size: int) -> None:
         most = f"{limits().pickle_megabytes:g} MB"
-        super().__init__(f"its pickle has more than {most}; {remedy('pickle_megabytes', math.ceil(size / 1e6))}")
+        super().__init__(
+            f"its pickle has more than {most} beside its tensors; save it anew without what is not needed, "
+            + remedy("pickle_megabytes", math.ceil(size / 1e6))
+        )
 
 
 class Foreign:

@@ -15,7 +15,8 @@ import pytest
 from picture_files import said, saved, scene, turned
 from PIL import Image, ImageOps
 
-from sightline.prompt.images import check_image, hold_image, open_image
+from sightline.limits import Limits, use
+from sightline.prompt.images import check_image, hold_image, name_of, open_image
 from sightline.types import ImageRef
 
 # --- what comes out ---------------------------------------------------------------------------------------------------
@@ -155,13 +156,14 @@ class Site(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self.asked.append(self.path)
         data = saved(scene(), "PNG")
-        if self.path == "/gone.png":
+        path = self.path.partition("?")[0]
+        if path == "/gone.png":
             self.send_error(404)
-        elif self.path == "/rubbish":
+        elif path == "/rubbish":
             self.wfile.write(b"\x00\x01\x02 no http\r\n\r\n")
         else:
             self.send_response(200)
-            self.send_header("Content-Length", str(len(data) + 99 * (self.path == "/short.png")))
+            self.send_header("Content-Length", str(len(data) + 99 * (path == "/short.png")))
             self.end_headers()
             self.wfile.write(data)
 
@@ -198,3 +200,19 @@ def test_rows_are_not_fetched(site: str, tmp_path: Path) -> None:
     for look in (check_image, open_image, hold_image):
         assert "rows are not fetched from the network" in said(ImageRef(f"{site}/a.png", str(tmp_path)), look)
     assert Site.asked == []
+
+
+def test_addresses_beyond_the_bounds(site: str) -> None:
+    use(Limits(image_megabytes=1e-4))
+    try:
+        assert "a.png is larger than 0.0001 MB; fetch it by hand, or" in said(ImageRef(f"{site}/a.png"))
+    finally:
+        use(Limits())
+
+
+@pytest.mark.parametrize("path", ["gone.png", "short.png", "a b", "rubbish"])
+def test_secrets_of_addresses_are_not_said(site: str, path: str) -> None:
+    for url in (f"{site}/{path}?token=hush", f"http://me:hush@{site.removeprefix('http://')}/{path}"):
+        assert "hush" not in said(ImageRef(url))
+        assert "hush" not in said(ImageRef(url, "images"))
+    assert name_of(ImageRef("http://me:hush@x/a?hush")) == "http://x/a?..."
