@@ -236,3 +236,14 @@ def test_one_server_that_asks_for_patience_holds_up_no_other(tmp_path: Path, sho
     source = rows(tmp_path, *(f"{host}/patience{number}.jpg" for number in range(12)), *fine)
     assert convert(source, tmp_path / "out.json", "llava", files=files).rows == 42
     assert waited == [(30.0, True)] * 12, "an hour was asked for, half a minute is waited"
+
+
+def test_when_it_is_over_nothing_is_waited_for(tmp_path: Path, shop: tuple[str, Counter[str]]) -> None:
+    """The first row ends the work while the server of the second one asks for half a minute."""
+    host, _ = shop
+    source = rows(tmp_path, "http://127.0.0.1:9/a b", f"{host}/patience.jpg")
+    files = ImageFiles(tmp_path / "pictures", None, fetches=True, private=True)
+    start = time.monotonic()
+    with pytest.raises(DataError, match="row 1: "):
+        convert(source, tmp_path / "out.json", "llava", files=files)
+    assert time.monotonic() - start < 20

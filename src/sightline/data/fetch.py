@@ -157,7 +157,7 @@ def _copy(response: Any, part: Path, have: int, total: int | None, bounds: Bound
         file.seek(have)
         file.truncate()
         report(have, total)
-        while chunk := response.read(_CHUNK):
+        while chunk := response.read1(_CHUNK):
             have += len(chunk)
             if have > bounds.largest:
                 _forget(part)

@@ -123,8 +123,11 @@ class ImageFiles:
             (self.pause or self._stopped.wait)(seconds)
         finally:
             self._asking.acquire()
+        self._go_on()
+
+    def _go_on(self, *_: object) -> None:
         if self._stopped.is_set():
-            raise DataError("it was stopped")
+            raise DataError("is not fetched: the work was stopped")
 
     def _fetch_now(self, url: str) -> str | DataError:
         stem, suffix = _name_of_url(url)
@@ -133,7 +136,7 @@ class ImageFiles:
         target = there[0] if there else self.folder / f"{stem}{suffix or '.fetched'}"
         try:
             if not there:
-                fetch(url, target, bounds=of_image(self.private), pause=self._wait)
+                fetch(url, target, bounds=of_image(self.private), report=self._go_on, pause=self._wait)
         except DataError as error:
             return DataError(f"image {error}", "image_missing")
         except OSError as error:
