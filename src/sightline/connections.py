@@ -75,7 +75,7 @@ class Watch:
         self.ended = False
         self._lock = threading.Lock()
         self._sockets: list[socket.socket] = []
-        self._timer = threading.Timer(max(until - time.monotonic(), 0.0), self._end)
+        self._timer = threading.Timer(min(max(until - time.monotonic(), 0.0), threading.TIMEOUT_MAX), self._end)
         self._timer.daemon = True
         self._timer.start()
 
@@ -100,14 +100,14 @@ class Watch:
             self._sockets.clear()
 
 
-def opener(private: bool, watch: Watch) -> urllib.request.OpenerDirector:
+def opener(private: bool, watch: Watch, *, redirects: bool = True) -> urllib.request.OpenerDirector:
     """HTTP and HTTPS alone; files, FTP and data URIs are left out."""
     opener = urllib.request.OpenerDirector()
     for handler in (
         urllib.request.ProxyHandler(),
         _Http(private, watch),
         _Https(private, watch),
-        _Redirects(),
+        *([_Redirects()] if redirects else []),
         urllib.request.HTTPErrorProcessor(),
         urllib.request.HTTPDefaultErrorHandler(),
     ):

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import socket
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 
 import pytest
 from chat_endpoint import Answer, Server, says, serving
@@ -49,3 +52,24 @@ def test_a_page_of_angle_brackets_is_looked_at_in_no_time(server: Server) -> Non
     with pytest.raises(Unanswered, match="HTTP 400"):
         complete(endpoint_of(server), MESSAGES, Counter())
     assert time.process_time() - start < 5
+
+
+def test_a_head_that_trickles_ends_by_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("no_proxy", "*")
+
+    def serve() -> None:
+        connection, _ = listening.accept()
+        with connection, suppress(OSError):
+            connection.recv(65536)
+            connection.sendall(b"HTTP/1.1 200 OK\r\nX-")
+            while True:
+                connection.sendall(b"x")
+                time.sleep(0.02)
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        threading.Thread(target=serve, daemon=True).start()
+        endpoint = Endpoint(f"http://127.0.0.1:{listening.getsockname()[1]}/v1", "m", timeout=0.1, tries=1)
+        start = time.monotonic()
+        with pytest.raises(Unanswered, match="no reply within"):
+            complete(endpoint, MESSAGES, Counter())
+        assert time.monotonic() - start < 15

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sightline import __version__
+from sightline.connections import Watch, opener
 from sightline.errors import UserError, shown
 from sightline.network import LONGEST_WAIT, read_reply, retry_after
 from sightline.terminal import printable
@@ -48,17 +49,6 @@ class _TryAgain(Exception):
         self.after = after
 
 
-def _opener() -> urllib.request.OpenerDirector:
-    """Follows no redirects: a redirected POST would become a GET, and would take the key to another host."""
-    opener = urllib.request.OpenerDirector()
-    opener.add_handler(urllib.request.ProxyHandler())
-    opener.add_handler(urllib.request.HTTPHandler())
-    opener.add_handler(urllib.request.HTTPSHandler())
-    opener.add_handler(urllib.request.HTTPErrorProcessor())
-    opener.add_handler(urllib.request.HTTPDefaultErrorHandler())
-    return opener
-
-
 @dataclass
 class Endpoint:
     """Who replies, and how patiently it is asked; shared by threads."""
@@ -78,7 +68,6 @@ class Endpoint:
     """Why something is being tried again, for whoever tells the user."""
     stop: threading.Event = field(default_factory=threading.Event, repr=False)
     _quiet_until: float = field(default=0.0, repr=False)
-    _http: urllib.request.OpenerDirector = field(default_factory=_opener, repr=False)
 
     def __post_init__(self) -> None:
         try:
@@ -156,9 +145,15 @@ def _post(endpoint: Endpoint, body: bytes) -> bytes:
     if endpoint.key is not None:
         headers["Authorization"] = f"Bearer {endpoint.key}"
     request = urllib.request.Request(endpoint.url, body, headers)
+    watch = Watch(time.monotonic() + 3 * endpoint.timeout)  # for the request, its reply's head and its body
+    # No redirects: a redirected POST would become a GET, and would take the key to another host.
+    http_only = opener(True, watch, redirects=False)
     try:
-        with endpoint._http.open(request, timeout=endpoint.timeout) as answer:
-            return read_reply(answer, endpoint.timeout)
+        with http_only.open(request, timeout=endpoint.timeout) as answer:
+            content = read_reply(answer, endpoint.timeout)
+        if watch.ended:  # what looked like the end of the reply
+            raise TimeoutError
+        return content
     except urllib.error.HTTPError as error:
         with error:
             raise _verdict(endpoint, error) from None
@@ -166,12 +161,14 @@ def _post(endpoint: Endpoint, body: bytes) -> bytes:
         reason = error.reason if isinstance(error, urllib.error.URLError) else error
         if isinstance(reason, ssl.SSLCertVerificationError):
             raise UserError(f"{endpoint.url}: its certificate is not trusted ({reason.verify_message})") from None
-        if isinstance(reason, TimeoutError):
+        if isinstance(reason, TimeoutError) or watch.ended:
             raise _TryAgain(f"no reply within {endpoint.timeout:g} s") from None
         if isinstance(reason, http.client.IncompleteRead):
             raise _TryAgain("the reply broke off") from None
         what = "no connection" if isinstance(error, OSError) else "no proper reply"
         raise _TryAgain(f"{what} ({endpoint.hidden(str(reason) or type(reason).__name__)})") from None
+    finally:
+        watch.close()
 
 
 def _verdict(endpoint: Endpoint, error: urllib.error.HTTPError) -> Exception:
