@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -39,3 +42,18 @@ def contents(folder: Path) -> dict[str, bytes]:
     """All files below a folder, but for the note of what a conversion was made of."""
     files = (file for file in folder.rglob("*") if file.is_file() and file.name != "conversion.json")
     return {str(file.relative_to(folder)): file.read_bytes() for file in files}
+
+
+def half_written(folder: Path) -> Path:
+    """What a process leaves that is killed while it writes a folder."""
+    before = set(folder.parent.glob(".*"))
+    code = (
+        "import os, signal, sys, pathlib; from sightline.files import appearing\n"
+        "with appearing(pathlib.Path(sys.argv[1]), needs=0, replace=True) as new:\n"
+        "    (new / 'rubbish').write_text('x')\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    died = subprocess.run([sys.executable, "-c", code, str(folder)], check=False, timeout=60)
+    assert died.returncode == -signal.SIGKILL
+    (left,) = set(folder.parent.glob(".*")) - before
+    return left

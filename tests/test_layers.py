@@ -16,7 +16,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 LAYERS = [
     {"errors"},
-    {"types"},
+    {"types", "files"},
     {"recipe", "runtime"},
     {"prompt"},
     {"page"},

@@ -254,8 +254,13 @@ def _findings_beside(page: Path, asked: Asked) -> Path:
     if not page.parent.is_dir():
         raise UserError(f"--html {page}: there is no folder {page.parent}")
     findings = page.with_name(f"{page.stem}_findings.jsonl")
+    from sightline.data.checked import refuse_foreign_findings
+    from sightline.page.page import refuse_foreign
+
     if findings.resolve() in [Path(entry.path).resolve() for entry in asked.entries if entry.path is not None]:
         raise UserError(f"--html {page}: {findings} would be overwritten, which is to be checked; name another page")
+    refuse_foreign(page)
+    refuse_foreign_findings(findings)
     return findings
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sightline.errors import RecipeError, UserError
+from sightline.files import write_whole
 from sightline.recipes import find_recipe, is_path, read_yaml, shipped
 
 
@@ -44,8 +45,7 @@ def run_copy(args: argparse.Namespace) -> None:
             moved = json.dumps(str((source.parent / base).resolve()))
             text = re.sub(r"(?m)^base:.*$", lambda _: f"base: {moved}", text, count=1)
         args.folder.mkdir(parents=True, exist_ok=True)
-        with target.open("x", encoding="utf-8") as file:
-            file.write(text)
+        write_whole(target, text)
     except FileExistsError as error:
         raise UserError(f"{error.filename or target}: is there already; nothing was copied") from error
     except OSError as error:
@@ -85,7 +85,7 @@ def run_check(args: argparse.Namespace) -> None:
             check_names(recipe.data)
             print(f"{file}: ok")
         except UserError as error:
-            problems += [f"{file}: {line}" for line in str(error).splitlines()]
+            problems += [f"{file}: {line}" for line in str(error).split("\n")]
     if problems:
         raise RecipeError("\n".join(problems))
 

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import tiny
-from runs import contents
+from runs import contents, half_written
 from safetensors.torch import load_file
 
 from sightline import cli
+from sightline.convert.source import Source
+from sightline.convert.verify import Proof, write_proof
+from sightline.errors import CheckpointError
 from sightline.recipe import load_recipe
 from sightline.train.loop import train
 
@@ -180,8 +186,55 @@ def test_a_disk_that_cannot_be_written_is_named(
 
 
 def test_a_killed_conversion_leaves_nothing_that_disturbs(recipe: Path, out: Path) -> None:
-    half = out.parent / f".{out.name}.partial"
-    half.mkdir(parents=True)
-    (half / "config.json").write_text("{")
+    out.parent.mkdir()
+    half_written(out)
     assert convert(recipe, recipe.parent / "run", out) == 0
     assert [path.name for path in out.parent.iterdir()] == ["mine"]
+
+
+KILLED = """
+import os, signal, sys
+from sightline import cli
+from sightline.convert import anything
+
+anything.compare = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+cli.main(sys.argv[1:])
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no kill there")
+def test_a_kill_before_the_proof_leaves_no_folder_of_that_name(recipe: Path, out: Path) -> None:
+    words = ["convert", "pth_to_hf", str(recipe), str(recipe.parent / "run"), str(out)]
+    died = subprocess.run([sys.executable, "-c", KILLED, *words], capture_output=True, timeout=120, check=False)
+    assert died.returncode == -signal.SIGKILL
+    (left,) = out.parent.iterdir()
+    assert (left / "new" / "mine" / "model.safetensors").is_file(), "it was whole, but not proven"
+    assert cli.main(words) == 0
+    assert [path.name for path in out.parent.iterdir()] == ["mine"] and (out / "conversion.json").is_file()
+
+
+@pytest.mark.parametrize("to", ["huggingface", "official", "xtuner", "gguf"])
+def test_the_proof_comes_before_the_name(
+    recipe: Path, out: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], to: str
+) -> None:
+    proven: list[Path] = []
+
+    def write_and_look(proof: Proof, folder: Path) -> None:
+        assert not out.exists() and folder.name == "mine"
+        write_proof(proof, folder)
+        proven.append(folder)
+
+    monkeypatch.setattr("sightline.convert.anything.write_proof", write_and_look)
+    assert cli.main(["convert", str(recipe.parent / "run"), str(out), "--to", to]) == 0, capsys.readouterr().err
+    assert len(proven) == 1 and (out / "conversion.json").is_file()
+
+
+def test_an_error_of_the_proof_names_the_folder_that_was_asked_for(
+    recipe: Path, out: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def differs(source: Source, result: Source) -> Proof:
+        raise CheckpointError(f"{result.path} answers otherwise")
+
+    monkeypatch.setattr("sightline.convert.anything.compare", differs)
+    assert refusal(capsys, convert(recipe, recipe.parent / "run", out)) == f"error: {out} answers otherwise"
+    assert not list(out.parent.iterdir())

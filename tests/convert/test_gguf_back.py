@@ -185,9 +185,12 @@ def test_what_is_wrong_is_found(
     change, reason = DAMAGE[what]
     write = gguf.write
 
-    def write_wrongly(source: Source, out: Path, **options: Any) -> None:
-        write(source, out, **options)
-        change(out)
+    def write_wrongly(source: Source, out: Path, finish: Callable[[Path], None], **options: Any) -> None:
+        def finish_wrongly(folder: Path) -> None:
+            change(folder)
+            finish(folder)
+
+        write(source, out, finish=finish_wrongly, **options)
 
     monkeypatch.setattr(gguf, "write", write_wrongly)
     convert = ["convert", str(hub), str(tmp_path / "out"), "--to", "gguf", "--quantize", quantize]

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from sightline.convert.shards import ahead, write_shards
 from sightline.convert.tensors import in_file, stored
 from sightline.errors import CheckpointError, ModelError
-from sightline.model.save import appearing
+from sightline.files import appearing
 
 TENSORS = {
     "b.half": torch.randn(3, 5).half(),

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+from sightline import cli
 from sightline.data import check_page
 from sightline.data.check_page import write_check_page
 from sightline.data.check_tables import bars, print_checked
@@ -156,3 +157,25 @@ def test_numbers_are_plain_json(checked: Checked) -> None:
     assert plain["rows"] == 15 and plain["bad"] == 2 and plain["tokens"] == 4000
     assert plain["findings"] == {"image_missing": 2, "duplicate": 1}
     assert plain["image_width"]["smallest"] == 30 and plain["sets"][1]["used"] == 10
+
+
+@pytest.mark.parametrize("name", ["check.html", "check_findings.jsonl"])
+def test_what_sightline_has_not_written_is_not_replaced(
+    tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Said before any row is looked at."""
+    rows = tmp_path / "rows.json"
+    rows.write_text('[{"conversations": [{"from": "human", "value": "Q"}, {"from": "gpt", "value": "A"}]}]')
+    words = ["data", "check", str(rows), "--html", str(tmp_path / "check.html")]
+    for content in ('{"file": "mine"}\n', "mine"):
+        (tmp_path / name).write_text(content)
+        assert cli.main(words) == 2
+        printed = capsys.readouterr()
+        assert printed.err.startswith(f"error: {tmp_path / name} is there already") and printed.out == ""
+        assert {path.name for path in tmp_path.iterdir()} == {"rows.json", name}
+        assert (tmp_path / name).read_text() == content
+    (tmp_path / name).unlink()
+    for _ in range(2):
+        assert cli.main(words) == 0  # its own, and an empty list of findings
+    write_findings([Found("a.json", 1, Finding("other", "a"))], tmp_path / "check_findings.jsonl")
+    assert cli.main(words) == 0

@@ -16,7 +16,7 @@ from picture_files import noise, saved, scene
 
 from sightline.cli import main
 from sightline.data.convert import convert
-from sightline.data.image_files import ImageFiles
+from sightline.data.image_files import ImageFiles, _name_of_url
 from sightline.errors import DataError, UserError
 from sightline.limits import Limits, use
 
@@ -135,6 +135,17 @@ def test_faults_that_stay_are_told_with_their_row(
     done = convert(source, tmp_path / "out.json", "llava", files=fetching(folder), skip=True)
     assert (done.rows, done.left_out) == (1, 1)
     assert [path.name.partition("-")[0] for path in folder.iterdir()] == ["fine"]
+
+
+def test_a_file_of_the_users_is_not_removed(tmp_path: Path, shop: tuple[str, Counter[str]]) -> None:
+    host, asked = shop
+    stem, suffix = _name_of_url(f"{host}/fine.jpg")
+    mine = tmp_path / "pictures" / f"{stem}{suffix}"
+    mine.parent.mkdir()
+    mine.write_text("no picture, but mine")
+    with pytest.raises(DataError, match="cannot be used: image"):
+        convert(rows(tmp_path, f"{host}/fine.jpg"), tmp_path / "out.json", "llava", files=fetching(mine.parent))
+    assert mine.read_text() == "no picture, but mine" and not asked
 
 
 def test_pictures_of_phones_are_not_fetched_again(tmp_path: Path, shop: tuple[str, Counter[str]]) -> None:

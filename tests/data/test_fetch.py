@@ -6,6 +6,7 @@ import hashlib
 import random
 import socket
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -239,3 +240,13 @@ def test_all_tries_together_have_a_time(server: Server, tmp_path: Path) -> None:
             get(server, tmp_path / "f")
     finally:
         use(Limits())
+
+
+@pytest.mark.parametrize("name", ["f.part", "f.part.json"])
+def test_a_link_in_the_place_of_a_part_is_not_followed(server: Server, tmp_path: Path, name: str) -> None:
+    (tmp_path / "theirs").write_bytes(b"theirs")
+    (tmp_path / name).symlink_to("theirs")
+    server.files["/file"] = Served(CONTENT)
+    with suppress(DataError):
+        get(server, tmp_path / "f")
+    assert (tmp_path / "theirs").read_bytes() == b"theirs"

@@ -14,7 +14,7 @@ from prompters import FEATURES, make_prompter
 from rich.console import Console
 from tiny import make_data
 
-from sightline.data.dataset import Dataset, open_dataset, write_bad_rows
+from sightline.data.dataset import Dataset, list_of_bad_rows, open_dataset
 from sightline.errors import DataError
 from sightline.recipe import DataRecipe
 from sightline.types import IGNORE
@@ -158,7 +158,7 @@ def test_each_bad_row_says_why(number: int, good: DataRecipe) -> None:
     assert "more bad rows" not in message
 
 
-def test_bad_rows_are_listed_and_left_out(good: DataRecipe, tmp_path: Path) -> None:
+def test_bad_rows_are_listed_and_left_out(good: DataRecipe) -> None:
     bad = bad_rows(good, "bad.json", on_bad_row="skip")
     dataset = opened(bad)
     assert [row.origin for row in dataset.bad_rows] == [f"{bad.path}: row {number}" for number in REASONS]
@@ -166,8 +166,7 @@ def test_bad_rows_are_listed_and_left_out(good: DataRecipe, tmp_path: Path) -> N
         assert row.reason.startswith(reason)
     assert [number + 1 for _, number in dataset.where.tolist()] == [n for n in range(1, ROWS + 1) if n not in REASONS]
     assert (dataset.facts()["rows"], dataset.facts()["bad_rows"]) == (ROWS - len(REASONS), len(REASONS))
-    write_bad_rows(dataset, tmp_path / "bad_rows.jsonl")
-    listed = [json.loads(line) for line in (tmp_path / "bad_rows.jsonl").read_text(encoding="utf-8").splitlines()]
+    listed = [json.loads(line) for line in list_of_bad_rows(dataset).splitlines()]
     assert [(line["file"], line["row"]) for line in listed] == [(bad.path, number) for number in REASONS]
     assert [line["kind"] for line in listed] == KINDS_OF_REASONS
     assert [line["reason"] for line in listed] == [row.reason for row in dataset.bad_rows]

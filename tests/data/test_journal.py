@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from collections import Counter
 from pathlib import Path
 
@@ -115,8 +117,9 @@ def test_files_of_others_are_left_alone(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("which", "content", "error"),
     [
-        ("log", b"{}\nx\n", "data.json.log.jsonl: line 2 is damaged"),
-        ("log", b"[]\n", "data.json.log.jsonl: line 1 is damaged"),
+        ("log", b'{"settings": {}}\nx\n', "data.json.log.jsonl: line 2 is damaged"),
+        ("log", b"[]\n", "data.json.log.jsonl was not written by `data synthesize`"),
+        ("log", b"my own notes\nhalf a li", "data.json.log.jsonl was not written by `data synthesize`"),
         ("log", b'{"settings": 5}\n', "data.json.log.jsonl: line 1 is damaged"),
         ("partial", b"{\n{}\n", "data.json.partial.jsonl: .*broken JSON"),
         ("partial", b"{}\n", "data.json.partial.jsonl: row 1 names no picture"),
@@ -131,9 +134,12 @@ def test_damage_is_named_not_repaired(out: Path, which: str, content: bytes, err
     assert path.read_bytes() == content
 
 
-def test_a_full_disk_is_the_users_to_mend(out: Path) -> None:
+def test_a_full_disk_is_the_users_to_mend(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
     with open_journal(out, again=False) as journal:
-        (out.parent / "data.json.tmp").mkdir()
-        with pytest.raises(UserError, match=r"cannot write .*data\.json \(Is a directory\)"):
+        monkeypatch.setattr(os, "fsync", full)
+        with pytest.raises(UserError, match=r"cannot write .*data\.json \(No space left on device\)"):
             journal.finish()
     assert len(open_rows(partial_of(out))) == 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import pickle
@@ -15,7 +16,7 @@ from PIL import Image
 
 from sightline.cli import main
 from sightline.data.formats import to_conversation
-from sightline.data.refcoco import IDENTIFY, REFER, draw_rows, llava_box, load_plain_pickle, xtuner_box
+from sightline.data.refcoco import IDENTIFY, REFER, arguments, draw_rows, llava_box, load_plain_pickle, xtuner_box
 from sightline.errors import DataError
 from sightline.types import ImageRef
 
@@ -217,3 +218,19 @@ def test_a_folder_that_cannot_be_written(coco: Path, capsys: pytest.CaptureFixtu
 def test_rows_must_not_be_negative(coco: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(coco, "--rows", "-1") == 2
     assert "--rows -1: must be 0 or more" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["train.json", "refer.jsonl", "identify.jsonl"])
+def test_what_is_there_is_not_written_over(coco: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
+    (coco / "out").mkdir()
+    (coco / "out" / name).write_text("mine")
+    assert run(coco) == 2
+    said = f"error: {coco / 'out' / name} is there already; remove it, or choose another --save-path\n"
+    assert capsys.readouterr().err == said
+    assert [(file.name, file.read_text()) for file in (coco / "out").iterdir()] == [(name, "mine")]
+
+
+def test_the_results_go_where_the_recipe_looks_for_them() -> None:
+    parser = argparse.ArgumentParser()
+    arguments(parser)
+    assert parser.parse_args([]).save_path == "data/llava_data/RefCOCOJson"

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -37,3 +41,19 @@ def test_two_processes_that_write_the_same_file_do_not_mix(tmp_path: Path, monke
             early.write({"of": "the early one"})
     assert out.read_text() == '{"of": "the early one"}\n'
     assert [path.name for path in tmp_path.iterdir()] == [out.name]
+
+
+KILLED = """
+import os, pathlib, signal, sys
+from sightline.data.writers import writing
+with writing(pathlib.Path(sys.argv[1]), sys.argv[2]) as writer:
+    writer.write({"id": "1", "messages": [], "images": [], "extra_json": None})
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "O_TMPFILE"), reason="files without a name are Linux's")
+def test_a_kill_leaves_nothing(tmp_path: Path) -> None:
+    for kind in KINDS:
+        died = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "out"), kind], check=False, timeout=60)
+        assert died.returncode == -signal.SIGKILL and list(tmp_path.iterdir()) == []

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from runs import half_written
 from safetensors import SafetensorError
 from transformers import AutoImageProcessor, AutoModelForCausalLM, AutoTokenizer, CLIPVisionModel
 
@@ -102,8 +103,8 @@ def test_a_damaged_one_is_made_again(
 
 
 def test_what_a_killed_call_left_is_swept(made: Backbones, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name in (".llm-x.partial", ".vision-tower-x.replaced", "llm-of-another-seed"):
-        (tmp_path / name).mkdir()
+    half_written(tmp_path / "llm-x")
+    (tmp_path / "llm-of-another-seed").mkdir()
     monkeypatch.setattr(module, "_make", lambda *_: None)
     monkeypatch.setattr(module, "ProcessPoolExecutor", lambda *_, **__: ThreadPoolExecutor(1))
     make_backbones(0, tmp_path, TINY)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ from typing import Any
 import pytest
 from fake_model import FakeModel, png
 
+from sightline.errors import UserError
 from sightline.evaluate.run import answer, fingerprint_of, unaskable
 from sightline.evaluate.task import Question
 from sightline.types import ImageRef, Message, ask
@@ -118,3 +121,20 @@ def test_questions_about_one_image_are_asked_together(model: FakeModel, tmp_path
     model.calls.clear()
     assert answer(model.vlm, questions, batch_size=1, max_new_tokens=1, folder=tmp_path) == expected
     assert [messages[-1].text[-1] for messages in model.asked] == list("fce")
+
+
+HOLDS = "import sys, pathlib; from sightline.files import hold\n" + (
+    "it = hold(pathlib.Path(sys.argv[1])); print('held', flush=True); sys.stdin.read()"
+)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no locks there")
+def test_two_processes_do_not_answer_into_one_folder(model: FakeModel, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", HOLDS, str(tmp_path / "answers.jsonl")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None and other.stdout.readline() == b"held\n"
+        with pytest.raises(UserError, match=r"another process is answering the same questions into .*; wait for it"):
+            answer(model.vlm, [question("a")], batch_size=1, max_new_tokens=1, folder=tmp_path)
+        other.kill()
+        other.wait()
+    assert answer(model.vlm, [question("a")], batch_size=1, max_new_tokens=1, folder=tmp_path) == ["A"]

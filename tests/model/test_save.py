@@ -15,9 +15,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from sightline.errors import ModelError
+from sightline.files import appearing
 from sightline.model.adapters import merge_adapters
 from sightline.model.load import load
-from sightline.model.save import appearing, save
+from sightline.model.save import save
 from sightline.prompt.prompter import template_named
 from sightline.prompt.templates import TEMPLATES
 from sightline.types import Message, Text

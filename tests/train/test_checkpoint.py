@@ -223,9 +223,12 @@ def test_the_newest_is_the_one_with_the_highest_number(tmp_path: Path) -> None:
 def test_the_newest_stay(tmp_path: Path, step: int, keep: int, left: list[int]) -> None:
     for number in range(1, 6):
         (tmp_path / f"checkpoint-{number}").mkdir()
-    (tmp_path / "checkpoint-mine").mkdir()
+        (tmp_path / f"checkpoint-{number}" / "state.json").touch()
+    kept = {"checkpoint-mine", "checkpoint-0"}  # the latter is no checkpoint, whatever its name
+    for name in kept:
+        (tmp_path / name).mkdir()
     prune(tmp_path, step, keep)
-    assert {folder.name for folder in tmp_path.iterdir()} == {"checkpoint-mine", *(f"checkpoint-{n}" for n in left)}
+    assert {folder.name for folder in tmp_path.iterdir()} == kept | {f"checkpoint-{n}" for n in left}
 
 
 @pytest.mark.parametrize(("keep", "left"), [(1, [4]), (2, [3, 4]), (9, [1, 2, 3, 4])])

@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 import torch
-from runs import SHORT, contents
+from runs import SHORT, contents, half_written
 from safetensors.torch import load_file
 
 from sightline.errors import CheckpointError
+from sightline.files import appearing
 from sightline.model import save as save_module
-from sightline.model.save import appearing
 from sightline.recipe import load_recipe
 from sightline.train import checkpoint as checkpoint_module
 from sightline.train.loop import train
@@ -117,28 +117,27 @@ def test_another_error_is_not_taken_for_a_full_disk(tmp_path: Path) -> None:
 
 
 def test_a_folder_appears_at_one_stroke(tmp_path: Path) -> None:
-    (tmp_path / ".new.partial").mkdir()
-    (tmp_path / ".new.partial" / "rubbish").write_text("of a killed process", encoding="utf-8")
     with appearing(tmp_path / "new", needs=1) as partial:
         (partial / "file").write_text("first", encoding="utf-8")
         assert not (tmp_path / "new").exists()
     assert contents(tmp_path) == {"new/file": b"first"}
-    with appearing(tmp_path / "new", needs=1) as partial:
+    with appearing(tmp_path / "new", needs=1, replace=True) as partial:
         (partial / "other").write_text("second", encoding="utf-8")
         assert contents(tmp_path / "new") == {"file": b"first"}
     assert contents(tmp_path) == {"new/other": b"second"}
-    with pytest.raises(KeyError), appearing(tmp_path / "new", needs=1):
+    with pytest.raises(KeyError), appearing(tmp_path / "new", needs=1, replace=True):
         raise KeyError
     assert contents(tmp_path) == {"new/other": b"second"}
 
 
 def test_what_a_killed_run_was_writing_goes(path: Path, run: Path) -> None:
     """Also where no step is saved under that number again; what is not the run's own stays."""
-    for name in (".checkpoint-3.partial", ".checkpoint-2.replaced", ".hf.partial", ".mine.partial"):
-        (run / name).mkdir()
-        (run / name / "rubbish").write_text("x", encoding="utf-8")
+    for name in ("checkpoint-3", "hf", "mine"):
+        half_written(run / name)
+    (run / ".checkpoint-3.partial").mkdir()  # only looks alike
+    mine = {left for left in run.glob(".*") if ".mine." in left.name or left.name == ".checkpoint-3.partial"}
     train(load_recipe(str(path), SHORT), run, resume="auto")
-    assert [left.name for left in run.glob(".*")] == [".mine.partial"]
+    assert set(run.glob(".*")) == mine
 
 
 def test_others_may_read_what_is_written(run: Path) -> None:

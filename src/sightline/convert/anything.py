@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -98,24 +98,41 @@ def convert(
     """
     check_new(out)
     given, source = source, source if dtype is None else source.to(dtype)
+    proofs: list[Proof] = []
+
+    def prove(folder: Path) -> None:
+        """Called before the folder gets its name: so a kill leaves nothing, or a whole one with its proof."""
+        try:
+            if to == "gguf":
+                from sightline.convert import gguf_back
+
+                proof = gguf_back.prove(given, source, folder, quantize=quantize, mend_clip=mend_clip)
+            else:
+                proof = compare(given, _with_the_rest(folder, source) if learned else _read_back(folder, to))
+        except (CheckpointError, ModelError) as error:
+            raise type(error)(str(error).replace(str(folder), str(out))) from error
+        write_proof(proof, folder)
+        proofs.append(proof)
+
+    finish = prove if verify else _nothing
     try:
-        _write(source, out, to, max_shard_size, quantize=quantize, mend_clip=mend_clip, learned=learned)
+        _write(source, out, to, max_shard_size, finish, quantize=quantize, mend_clip=mend_clip, learned=learned)
     except OSError as error:
         raise CheckpointError(f"cannot write {out}: {error.strerror or error}; choose another folder") from error
-    if not verify:
-        return None
-    try:
-        if to == "gguf":
-            from sightline.convert import gguf_back
+    return proofs[0] if proofs else None
 
-            proof = gguf_back.prove(given, source, out, quantize=quantize, mend_clip=mend_clip)
-        else:
-            proof = compare(given, _with_the_rest(out, source) if learned else read(out))
-    except BaseException:
-        shutil.rmtree(out, ignore_errors=True)
-        raise
-    write_proof(proof, out)
-    return proof
+
+def _nothing(folder: Path) -> None:
+    """No proof was asked for."""
+
+
+def _read_back(folder: Path, to: str) -> Source:
+    if to != "official":
+        return read(folder)
+    from sightline.convert.official import TOWER_FOLDER
+
+    # The folder names the place where the tower will be.
+    return read(folder, Parts(vision_tower=str(folder / TOWER_FOLDER)))
 
 
 def _with_the_rest(out: Path, source: Source) -> Source:
@@ -129,23 +146,31 @@ def _with_the_rest(out: Path, source: Source) -> Source:
 
 
 def _write(
-    source: Source, out: Path, to: str, max_shard_size: str, *, quantize: str, mend_clip: bool, learned: bool
+    source: Source,
+    out: Path,
+    to: str,
+    max_shard_size: str,
+    finish: Callable[[Path], None],
+    *,
+    quantize: str,
+    mend_clip: bool,
+    learned: bool,
 ) -> None:
     match to:
         case "huggingface":
-            hf.write(source, out, max_shard_size=max_shard_size)
+            hf.write(source, out, max_shard_size=max_shard_size, finish=finish)
         case "official":
             from sightline.convert import official
 
-            official.write(source, out, max_shard_size=max_shard_size)
+            official.write(source, out, max_shard_size=max_shard_size, finish=finish)
         case "xtuner":
             from sightline.convert import xtuner
 
-            xtuner.write(source, out, max_shard_size=max_shard_size, learned=learned)
+            xtuner.write(source, out, max_shard_size=max_shard_size, learned=learned, finish=finish)
         case "gguf":
             from sightline.convert import gguf
 
-            gguf.write(source, out, quantize=quantize, mend_clip=mend_clip)
+            gguf.write(source, out, quantize=quantize, mend_clip=mend_clip, finish=finish)
 
 
 def check_new(out: Path) -> None:

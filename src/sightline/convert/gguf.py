@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 from rich.progress import Progress, TimeRemainingColumn
@@ -14,14 +15,21 @@ from sightline.convert.gguf_vision import vision_contents, vision_remarks
 from sightline.convert.modelfile import modelfile
 from sightline.convert.source import Source
 from sightline.errors import ModelError, shown
-from sightline.model.save import appearing
+from sightline.files import appearing
 from sightline.runtime import console, say
 
 MODELFILE = "Modelfile"
 
 
-def write(source: Source, out: Path, *, quantize: str = "f16", mend_clip: bool = False) -> None:
-    """Write `model-*.gguf`, `mmproj-*.gguf` and `Modelfile`; the folder appears when it is complete.
+def write(
+    source: Source,
+    out: Path,
+    *,
+    quantize: str = "f16",
+    mend_clip: bool = False,
+    finish: Callable[[Path], None] = lambda folder: None,
+) -> None:
+    """Write `model-*.gguf`, `mmproj-*.gguf` and `Modelfile`; the folder appears when `finish` is through with it.
 
     `quantize` is the format of the language model's matrices: f32, f16, bf16 or q8_0. The vision tower is written in
     f32 with f32, else in f16. `mend_clip` writes a CLIP tower so that llama.cpp's issue 25814 costs a picture its first
@@ -36,6 +44,7 @@ def write(source: Source, out: Path, *, quantize: str = "f16", mend_clip: bool =
     with appearing(out, needs=needs) as partial:
         _write(files, partial, needs)
         (partial / MODELFILE).write_text(text, encoding="utf-8")
+        finish(partial)
 
 
 def contents(source: Source, *, quantize: str, mend_clip: bool) -> dict[str, Contents]:

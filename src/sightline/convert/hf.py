@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,11 @@ from sightline.convert.shards import write_shards
 from sightline.convert.source import Source, checked
 from sightline.convert.tensors import in_folder
 from sightline.errors import ModelError
+from sightline.files import appearing
 from sightline.model.load import load_prompter
 from sightline.model.next import NEXT
 from sightline.model.reading import model_folder
-from sightline.model.save import appearing, hub_config, write_json, write_processor
+from sightline.model.save import hub_config, write_json, write_processor
 
 LAYOUTS = (
     (r"^model\.language_model\.", "language_model.model."),
@@ -56,13 +58,16 @@ def hub_name(name: str, config: Any) -> str:
     return name
 
 
-def write(source: Source, out: Path, *, max_shard_size: str) -> None:
-    """Write the directory; it appears when it is complete."""
+def write(
+    source: Source, out: Path, *, max_shard_size: str, finish: Callable[[Path], None] = lambda folder: None
+) -> None:
+    """Write the directory; it appears when it is complete, and `finish` is through with it."""
     with appearing(out, needs=sum(tensor.nbytes for tensor in source.tensors.values())) as partial:
         write_shards(source.tensors, partial, max_shard_size=max_shard_size)
         write_json(partial / "config.json", hub_config(source.config.to_dict(), source.dtype))
         write_generation_config(source, partial)
         write_processor(source.prompter, source.config, partial)
+        finish(partial)
 
 
 def write_generation_config(source: Source, folder: Path) -> None:

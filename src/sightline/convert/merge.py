@@ -14,11 +14,11 @@ from sightline.convert.lora import adapter_config, merged
 from sightline.convert.shards import write_shards
 from sightline.convert.tensors import in_folder
 from sightline.errors import ModelError, shown
+from sightline.files import appearing
 from sightline.model.foreign import open_config
 from sightline.model.llm import fetched, made_of
 from sightline.model.quantize import calm_bitsandbytes
 from sightline.model.reading import REPORTED, check_keys, quiet, reading
-from sightline.model.save import appearing
 from sightline.runtime import say
 
 CARRIED = ("*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken", "LICENSE*", "NOTICE*")

@@ -5,6 +5,7 @@ Names, shapes and fields are those of https://github.com/haotian-liu/LLaVA and o
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -37,13 +38,14 @@ from sightline.convert.vocabulary import (
     without_ours,
 )
 from sightline.errors import ModelError
+from sightline.files import appearing
 from sightline.model.assemble import add_tokens
 from sightline.model.foreign import open_processor
 from sightline.model.llm import rows_for
 from sightline.model.load import TEMPLATE_KEY, recognise_template
 from sightline.model.next import NEXT, make_processor, tiles_of
 from sightline.model.projector import depth_of
-from sightline.model.save import appearing, write_json, write_tokenizer
+from sightline.model.save import write_json, write_tokenizer
 from sightline.model.vision import square_processor, tokens_per_image, vision_config
 from sightline.prompt.prompter import Prompter, template_named
 from sightline.prompt.templates import Template
@@ -95,8 +97,12 @@ def read(
     return checked(Source(folder, found.kind, whole, prompter, tensors, parts))
 
 
-def write(source: Source, out: Path, *, max_shard_size: str) -> None:
-    """Write the folder, with the vision tower in a folder of its own inside; it appears when it is complete.
+def write(
+    source: Source, out: Path, *, max_shard_size: str, finish: Callable[[Path], None] = lambda folder: None
+) -> None:
+    """Write the folder, with the vision tower in a folder of its own inside.
+
+    It appears when it is complete, and `finish` is through with it.
 
     Raises ModelError where the official programs have nothing for such a model.
     """
@@ -126,6 +132,7 @@ def write(source: Source, out: Path, *, max_shard_size: str) -> None:
             eos_token_id=list(source.prompter.stop[0]),
             pad_token_id=config["pad_token_id"],
         ).save_pretrained(partial)
+        finish(partial)
     say(f"{out / 'config.json'} names {tower} (mm_vision_tower): where you move the folder, change it there")
 
 

@@ -23,6 +23,7 @@ from sightline.convert.source import Source
 from sightline.convert.tensors import Stored, in_folder
 from sightline.convert.tower import plain_processor
 from sightline.errors import ModelError, shown
+from sightline.files import appearing
 from sightline.model.llamafy import RENAME
 from sightline.model.llm import made_of
 from sightline.model.parts import (
@@ -36,7 +37,7 @@ from sightline.model.parts import (
     find_parts,
 )
 from sightline.model.projector import depth_of
-from sightline.model.save import appearing, hub_config, write_json, write_tokenizer
+from sightline.model.save import hub_config, write_json, write_tokenizer
 from sightline.runtime import say
 
 
@@ -84,8 +85,15 @@ def as_llama(tensors: Mapping[str, Stored], text: Any, family: str) -> dict[str,
     return result
 
 
-def write(source: Source, out: Path, *, max_shard_size: str, learned: bool = False) -> None:
-    """Write the folder; it appears when it is complete.
+def write(
+    source: Source,
+    out: Path,
+    *,
+    max_shard_size: str,
+    learned: bool = False,
+    finish: Callable[[Path], None] = lambda folder: None,
+) -> None:
+    """Write the folder; it appears when it is complete, and `finish` is through with it.
 
     With `learned`, only what a run has learned, adapters apart, as XTuner does: whoever loads it names the rest.
     Raises ModelError for a LLaVA-NeXT, of which XTuner knows nothing.
@@ -117,6 +125,7 @@ def write(source: Source, out: Path, *, max_shard_size: str, learned: bool = Fal
             write_adapter(adapter, partial / LLM_ADAPTER, names.own, "CAUSAL_LM")
         if adapter := adapters.get("vision_tower"):
             write_adapter(adapter, partial / TOWER_ADAPTER, lambda name: name.removeprefix("vision_tower."), None)
+        finish(partial)
 
 
 def _learned(source: Source) -> Mapping[str, Adapter | None]:

@@ -13,6 +13,7 @@ import numpy as np
 
 from sightline.data.verdict import KINDS, Finding
 from sightline.errors import UserError
+from sightline.files import whole_file
 from sightline.page.numbers import counted
 from sightline.types import ImageRef
 
@@ -167,21 +168,39 @@ def numbers(checked: Checked) -> dict[str, Any]:
     }
 
 
-def write_findings(found: Sequence[Found], path: Path) -> Path:
-    """All findings, a JSON object a line. Raises UserError when they cannot be written."""
+_KEYS = ("file", "row", "bad", "kind", "reason", "remedy")
+"""Of a line of findings."""
+
+
+def refuse_foreign_findings(path: Path) -> None:
+    """Raise UserError where there is something at a path that `write_findings` has not written."""
     try:
-        with path.open("w", encoding="utf-8", errors="backslashreplace") as file:
+        with path.open("rb") as file:
+            line = file.readline(1_000_000)
+        ours = not line or tuple(json.loads(line)) == _KEYS
+    except FileNotFoundError:
+        ours = not path.is_symlink()
+    except (ValueError, TypeError, RecursionError):
+        ours = False
+    except OSError as error:
+        raise UserError(f"cannot write the findings {path} ({error.strerror})") from error
+    if not ours:
+        raise UserError(f"{path} is there already and no list of findings; remove it or choose another name")
+
+
+def write_findings(found: Sequence[Found], path: Path) -> Path:
+    """All findings, a JSON object a line.
+
+    Raises UserError when they cannot be written, or would replace what is no such list.
+    """
+    refuse_foreign_findings(path)
+    try:
+        with whole_file(path, replace=True) as file:
             for one in found:
                 kind = KINDS[one.finding.kind]
-                record = {
-                    "file": one.file,
-                    "row": one.row,
-                    "bad": kind.bad,
-                    "kind": one.finding.kind,
-                    "reason": one.finding.reason,
-                    "remedy": kind.remedy,
-                }
-                file.write(json.dumps(record, ensure_ascii=False) + "\n")
+                values = (one.file, one.row, kind.bad, one.finding.kind, one.finding.reason, kind.remedy)
+                record = dict(zip(_KEYS, values, strict=True))
+                file.write((json.dumps(record, ensure_ascii=False) + "\n").encode(errors="backslashreplace"))
     except OSError as error:
         raise UserError(f"cannot write the findings {path} ({error.strerror})") from error
     return path

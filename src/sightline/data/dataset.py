@@ -8,7 +8,6 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -146,10 +145,9 @@ def open_dataset(
     return Dataset(index, samples, tuple(row for _, row in bad), prompter, max_length)
 
 
-def write_bad_rows(dataset: Dataset, path: Path) -> None:
-    """List the rows that were left out, one JSON object a line."""
-    lines = [json.dumps(row.as_json(), ensure_ascii=False) for row in dataset.bad_rows]
-    path.write_text("".join(line + "\n" for line in lines), encoding="utf-8", errors="backslashreplace")
+def list_of_bad_rows(dataset: Dataset) -> str:
+    """The rows that were left out, one JSON object a line."""
+    return "".join(json.dumps(row.as_json(), ensure_ascii=False) + "\n" for row in dataset.bad_rows)
 
 
 def _bad_rows(index: Index, seed: int) -> list[tuple[Source, BadRow]]:

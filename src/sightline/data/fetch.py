@@ -9,7 +9,6 @@ import errno
 import hashlib
 import http.client
 import json
-import os
 import re
 import time
 import urllib.error
@@ -20,6 +19,7 @@ from typing import Any
 
 from sightline.connections import Refused, shown_url
 from sightline.errors import DataError
+from sightline.files import give_name, open_own, write_whole
 from sightline.network import DOWNLOAD, Bounds, opening, retry_after
 from sightline.runtime import say
 from sightline.terminal import printable
@@ -91,7 +91,10 @@ def fetch(
             say(printable(f"{target.name}: {reason}; going on in {wait:.0f} s"))
             pause(wait)
     _check(part, target, checksum)
-    os.replace(part, target)
+    try:
+        give_name(part, target)
+    except FileExistsError:
+        raise DataError(f"{target} has appeared meanwhile; what was fetched is kept in {part}") from None
     _note_path(part).unlink(missing_ok=True)
 
 
@@ -153,7 +156,7 @@ def _pull(url: str, part: Path, bounds: Bounds, until: float, report: Report) ->
 
 
 def _copy(response: Any, part: Path, have: int, total: int | None, bounds: Bounds, report: Report) -> None:
-    with part.open("r+b" if have else "wb") as file:
+    with open_own(part, "r+b" if have else "wb") as file:
         file.seek(have)
         file.truncate()
         report(have, total)
@@ -218,7 +221,10 @@ def _check(part: Path, target: Path, checksum: str | None) -> None:
     found = hash_file(part, algorithm)
     if found != expected:
         aside = target.with_name(target.name + ".unexpected")
-        os.replace(part, aside)
+        try:
+            give_name(part, aside)
+        except FileExistsError:  # another one, which stays
+            aside = part
         _note_path(part).unlink(missing_ok=True)
         raise DataError(
             f"{target.name}: its {algorithm} is {found}, not {expected}: damaged on the way, or changed at its source. "
@@ -231,7 +237,7 @@ def _part_of(target: Path) -> Path:
 
 
 def _size(path: Path) -> int:
-    return path.stat().st_size if path.exists() else 0
+    return path.stat().st_size if path.is_file() and not path.is_symlink() else 0
 
 
 def _note_path(part: Path) -> Path:
@@ -251,7 +257,7 @@ def _read_note(part: Path, url: str) -> _Note | None:
 
 
 def _write_note(part: Path, note: _Note) -> None:
-    _note_path(part).write_text(json.dumps(asdict(note)))
+    write_whole(_note_path(part), json.dumps(asdict(note)), replace=True)
 
 
 def _forget(part: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
 import re
 import threading
 import urllib.parse
@@ -18,6 +17,7 @@ from sightline.data.fetch import fetch
 from sightline.data.formats import is_url, within
 from sightline.data.forms.reading import Picture
 from sightline.errors import DataError, UserError
+from sightline.files import give_name, write_whole
 from sightline.network import of_image
 from sightline.prompt.decoding import open_file
 from sightline.prompt.images import check_image, hold_image
@@ -132,7 +132,7 @@ class ImageFiles:
     def _fetch_now(self, url: str) -> str | DataError:
         stem, suffix = _name_of_url(url)
         # Looked for by their names: the folder may hold a million files.
-        there = [path for end in _SUFFIXES if (path := self.folder / f"{stem}{end}").exists()]
+        there = [path for end in (*_SUFFIXES, ".fetched") if (path := self.folder / f"{stem}{end}").exists()]
         target = there[0] if there else self.folder / f"{stem}{suffix or '.fetched'}"
         try:
             if not there:
@@ -144,20 +144,23 @@ class ImageFiles:
         try:
             check_image(ImageRef(str(target)))
         except DataError as error:
-            target.unlink()
+            if not there:  # else it may be the user's, whatever it is
+                target.unlink()
             return DataError(f"what {shown_url(url)} gives cannot be used: {error}", "image_unreadable")
         if target.suffix == ".fetched":
-            target = target.rename(target.with_suffix(_suffix(target.read_bytes())))
+            named = target.with_suffix(_suffix(target.read_bytes()))
+            try:
+                give_name(target, named)
+            except FileExistsError:  # another process has fetched it, too
+                target.unlink()
+            return named.name
         return target.name
 
     def _put(self, path: Path, data: bytes) -> None:
-        draft = path.with_name(f".{path.name}.tmp")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            draft.write_bytes(data)
-            os.replace(draft, path)
+            write_whole(path, data)
         except OSError as error:
-            draft.unlink(missing_ok=True)
             raise UserError(f"cannot write {path} ({error.strerror})") from error
         self.written += 1
 

@@ -15,10 +15,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 from sightline.data.sources import Row, open_rows
 from sightline.errors import DataError, UserError
+from sightline.files import give_name, hold, open_own, whole_file
 
 Settings = dict[str, Any]
 """What the rows of one file have in common."""
@@ -32,9 +33,11 @@ class Journal:
     settings: Settings | None
     """Those that its rows were made with."""
     rows: list[Row]
+    was_there: bool
+    """Whether the rows of an output are among these."""
     spent: Counter[str]
     """What all replies have cost, those of earlier starts included."""
-    _log: BinaryIO
+    _log: IO[bytes]
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @property
@@ -54,21 +57,20 @@ class Journal:
             self.spent += spent
             _append(self._log, {"image": name, "spent": dict(spent)} | ({"failed": failed} if failed else {}))
             if row is not None:
-                with _writing(partial_of(self.out)), partial_of(self.out).open("ab") as file:
+                with _writing(partial_of(self.out)), open_own(partial_of(self.out), "ab") as file:
                     _append(file, row)
                 self.rows.append(row)
 
     def finish(self) -> None:
         """Write the output and let go of the partial file."""
-        temporary = self.out.with_name(self.out.name + ".tmp")
         with _writing(self.out):
-            with temporary.open("wb") as file:
+            # What was there when the journal was opened is in the rows; what has appeared since is not ours.
+            with whole_file(self.out, replace=self.was_there) as file:
                 for number, row in enumerate(sorted(self.rows, key=lambda row: row["image"])):
                     file.write((b",\n" if number else b"[\n") + _to_json(row))
                 file.write(b"\n]\n")
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(temporary, self.out)
             partial_of(self.out).unlink(missing_ok=True)
 
 
@@ -94,44 +96,51 @@ def open_journal(out: Path, *, again: bool) -> Iterator[Journal]:
             _put_aside(out)
             log.close()
             log = _locked(out)
+        _check_log(out, log)
         _mend(log_of(out))
         settings, spent = _read_log(log_of(out))
         if partial_of(out).exists():
             _mend(partial_of(out))
-        yield Journal(out, settings, _read_rows(out), spent, log)
+        yield Journal(out, settings, _read_rows(out), out.exists(), spent, log)
     finally:
         log.close()
 
 
-def _locked(out: Path) -> BinaryIO:
+def _locked(out: Path) -> IO[bytes]:
     """The log, opened to be added to; held by this process until it ends, however it ends."""
     with _writing(log_of(out)):
-        file = log_of(out).open("ab")
+        try:
+            return hold(log_of(out))
+        except BlockingIOError:
+            words = f"{out} is being written by another process; wait for it, or choose another --out"
+            raise UserError(words) from None
+
+
+def _check_log(out: Path, log: IO[bytes]) -> None:
+    """Before anything is mended in it: is this a log of ours?"""
+    log.seek(0)
+    line = log.readline()
     try:
-        import fcntl
-    except ModuleNotFoundError:  # Windows, which does not let another process replace an open file anyway
-        return file
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        raise UserError(f"{out} is being written by another process; wait for it, or choose another --out") from None
-    return file
+        ours = not line.endswith(b"\n") or not {"settings", "image"}.isdisjoint(dict(json.loads(line)))
+    except (ValueError, TypeError, RecursionError):
+        ours = False
+    if not ours:
+        raise UserError(f"{log_of(out)} was not written by `data synthesize`; choose another --out")
 
 
 def _put_aside(out: Path) -> None:
     files = [path for path in (out, partial_of(out), log_of(out)) if path.exists() and path.stat().st_size]
     number = 1
-    while any(path.with_name(f"{path.name}.{number}").exists() for path in files):
+    while any(os.path.lexists(path.with_name(f"{path.name}.{number}")) for path in files):
         number += 1
     for path in files:
         with _writing(path):
-            path.rename(path.with_name(f"{path.name}.{number}"))
+            give_name(path, path.with_name(f"{path.name}.{number}"))
 
 
 def _mend(path: Path) -> None:
     """Cut off a last line that a kill has broken off; its picture is asked about once more."""
-    with _writing(path), path.open("r+b") as file:
+    with _writing(path), open_own(path, "r+b") as file:
         content = file.read()
         start = content.rfind(b"\n") + 1
         if start == len(content):
@@ -173,7 +182,7 @@ def _read_rows(out: Path) -> list[Row]:
     return rows
 
 
-def _append(file: BinaryIO, value: Mapping[str, Any]) -> None:
+def _append(file: IO[bytes], value: Mapping[str, Any]) -> None:
     with _writing(Path(file.name)):
         file.write(_to_json(value) + b"\n")
         file.flush()

@@ -26,6 +26,7 @@ from sightline.data.layouts import ARCHIVES, KnownSet, Part, find_set
 from sightline.data.unpack import names_to_jpg, unpack
 from sightline.data.verify import Found, amount, list_sets, look, many
 from sightline.errors import DataError, UserError, UserErrors
+from sightline.files import hold
 from sightline.runtime import console, hub_address, say
 
 HUB = "https://huggingface.co"
@@ -195,6 +196,7 @@ def _do(step: Step, root: Path, remove_archives: bool) -> None:
 def _fill(part: Part, root: Path, place: Path, remove_archives: bool) -> None:
     """Fetch what is not there and unpack it."""
     archive = _archive(part, root) if part.is_folder else None
+    fetched = archive is None
     with _progress(part.name, "fetched") as report:
         if archive is None:
             archive = _target(part, root)
@@ -207,8 +209,10 @@ def _fill(part: Part, root: Path, place: Path, remove_archives: bool) -> None:
     if done.same or done.different:
         said += f", {done.same:,} were there, {done.different:,} are there with another size and were left"
     say(said)
-    if remove_archives and part.url:
+    if remove_archives and fetched:
         archive.unlink()
+    elif remove_archives:
+        say(f"{part.name}: {archive} was there before, and stays")
 
 
 def _link(place: Path, target: Path) -> None:
@@ -253,16 +257,11 @@ def _progress(name: str, done: str) -> Iterator[Report]:
 @contextmanager
 def _alone(part: Part, root: Path) -> Iterator[None]:
     """Hold a lock, so that two runs do not write one file; the system drops it when a run is killed."""
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        yield
-        return
     path = root / "downloads" / f".{part.name}.lock"
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise DataError(f"another run is fetching it into {root}; wait for that one") from None
+    try:
+        held = hold(path)
+    except BlockingIOError:
+        raise DataError(f"another run is fetching it into {root}; wait for that one") from None
+    with held:
         yield

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import os
 import pickle
 import random
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,6 +15,7 @@ from typing import Any
 from PIL import Image, UnidentifiedImageError
 
 from sightline.errors import DataError, UserError
+from sightline.files import whole_file
 from sightline.prompt.decoding import open_file
 from sightline.runtime import say
 from sightline.unpickler import BoundedUnpickler
@@ -49,6 +51,8 @@ IDENTIFY = (
 LLAVA_REFER = ("Please provide the bounding box coordinate of the region this sentence describes: {}",)
 LLAVA_IDENTIFY = ("Please provide a short description for this region: {}",)
 """Those of LLaVA 1.5's mixture."""
+
+WRITTEN = ("train.json", "refer.jsonl", "identify.jsonl")
 
 Record = dict[str, Any]
 """id, image, sents (a phrase), bbox ([x, y, w, h] in pixels), height, width."""
@@ -175,7 +179,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--ann-path", default="data/refcoco_annotations", help="folder with refcoco, refcoco+ and refcocog")
     add("--image-path", default=coco, help="folder of the COCO pictures")
-    add("--save-path", default="./", help="folder for the results")
+    add("--save-path", default="data/llava_data/RefCOCOJson", help="folder for the results (%(default)s)")
     add("--rows", type=int, default=70_000, metavar="N", help="rows of each file to train on (70000, as XTuner draws)")
     add(
         "--boxes", choices=("xtuner", "llava"), default="xtuner", help="how boxes are written, and the prompts (xtuner)"
@@ -195,15 +199,19 @@ def run(args: argparse.Namespace) -> None:
     """
     if args.rows < 0:
         raise UserError(f"--rows {args.rows}: must be 0 or more")
+    folder = Path(args.save_path)
+    for name in WRITTEN:
+        if os.path.lexists(folder / name):
+            raise UserError(f"{folder / name} is there already; remove it, or choose another --save-path")
     records = read_records(Path(args.ann_path), Path(args.image_path))
     if not records:
         raise DataError(f"{args.ann_path}: no training records in it")
-    folder = Path(args.save_path)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _write_all(folder, records, args)
     except OSError as error:
-        raise UserError(f"--save-path {folder} cannot be written: {error.strerror}") from None
+        at = error.filename if isinstance(error, FileExistsError) else folder
+        raise UserError(f"--save-path {at} cannot be written: {error.strerror}") from None
 
 
 def _write_all(folder: Path, records: list[Record], args: argparse.Namespace) -> None:
@@ -222,7 +230,5 @@ def _write_all(folder: Path, records: list[Record], args: argparse.Namespace) ->
 
 
 def _write(path: Path, pieces: Iterable[str]) -> None:
-    part = path.with_name(path.name + ".part")
-    with part.open("w", encoding="utf-8") as file:
-        file.writelines(pieces)
-    part.replace(path)
+    with whole_file(path) as file:
+        file.writelines(piece.encode(errors="backslashreplace") for piece in pieces)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
+from sightline.files import whole_file
 from sightline.runtime import say
 
 _said: set[Path] = set()
@@ -21,13 +21,11 @@ def key_of(*facts: object) -> str:
 
 
 def write_whole(path: Path, write: Callable[[IO[bytes]], Any]) -> bool:
-    """Write a file under another name and rename it; says so once, and returns False, where that cannot be done."""
-    draft = path.with_name(f"{path.name}.{os.getpid()}.draft")
+    """Write a file of the cache; says so once, and returns False, where that cannot be done."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with draft.open("wb") as file:
+        with whole_file(path, replace=True) as file:
             write(file)
-        draft.replace(path)
     except OSError as error:
         if path.parent not in _said:
             _said.add(path.parent)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
@@ -16,6 +14,8 @@ import numpy as np
 from sightline.data.inspect import stamp
 from sightline.data.stored import read_array, write_array, write_whole
 from sightline.data.verdict import Finding
+from sightline.errors import CheckpointError
+from sightline.files import appearing
 
 
 @dataclass(frozen=True)
@@ -92,19 +92,12 @@ def kept_blocks(folder: Path | None) -> dict[int, Survey]:
 
 def store(result: Survey, folder: Path) -> Survey:
     """Write the arrays into a folder that appears when it is complete, and map them from there."""
-    draft = folder.with_suffix(f".{os.getpid()}.draft")
-    if not all(write_array(draft / f"{name}.npy", getattr(result, name)) for name in ARRAYS):
-        shutil.rmtree(draft, ignore_errors=True)
-        return result
-    old = folder.with_suffix(f".{os.getpid()}.old")
     try:
-        if folder.exists():
-            folder.rename(old)
-        draft.rename(folder)
-    except OSError:
-        pass  # another process was faster
-    for rest in (draft, old):
-        shutil.rmtree(rest, ignore_errors=True)
+        with appearing(folder, needs=0, replace=True) as draft:
+            if not all(write_array(draft / f"{name}.npy", getattr(result, name)) for name in ARRAYS):
+                raise OSError  # which has been said
+    except (OSError, CheckpointError):  # or another process was faster
+        return result
     return mapped(folder) or result
 
 

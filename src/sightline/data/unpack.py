@@ -1,6 +1,6 @@
 """From an archive (zip, tar, tar.gz) to a folder: nothing leaves the folder, nothing that is there is overwritten.
 
-The files go to PLACE.unpacking first and to their place when all are there, so a place is never half filled.
+The files go to PLACE.unpacking/files first and to their place when all are there, so a place is never half filled.
 """
 
 from __future__ import annotations
@@ -19,10 +19,13 @@ from pathlib import Path
 from typing import IO
 
 from sightline.errors import DataError, shown
+from sightline.files import give_name, is_own, open_own
 
 _SPARE = 64 << 20
 """Bytes that stay free on the disk."""
 _CHUNK = 1 << 20
+_MARK = ("sightline.txt", "An archive is being unpacked here by sightline data prepare.\n")
+"""By this a folder that may be used again, and removed, is told from a user's of that name."""
 _JUNK = ("__MACOSX", ".DS_Store", "Thumbs.db")
 PICTURES = (".jpg", ".jpeg", ".png", ".gif", ".webp", ".bmp", ".tif", ".tiff")
 
@@ -61,9 +64,9 @@ def unpack(
     not fit on the disk; nothing is placed then.
     """
     place = place.resolve()  # where a user has linked it to another disk, the files must grow on that disk
-    staging = place.with_name(place.name + ".unpacking")
+    outer = place.with_name(place.name + ".unpacking")
+    staging = _staging(outer)
     try:
-        staging.mkdir(parents=True, exist_ok=True)
         with _entries(archive) as (entries, total):
             _extract(archive, entries, staging, take, None if take else total, report)
         missing = [name for name in take if not (staging / name).is_file()]
@@ -71,10 +74,22 @@ def unpack(
             raise DataError(f"{archive} does not hold {', '.join(missing)}; it is not the archive that was expected")
         done = _settle(staging if take else _core(staging), place)
     except Exception as error:  # but not a kill: then the next start goes on from what is in the staging folder
-        shutil.rmtree(staging, ignore_errors=True)
+        shutil.rmtree(outer, ignore_errors=True)
         raise _explained(error, archive, place) from None
-    shutil.rmtree(staging, ignore_errors=True)
+    shutil.rmtree(outer, ignore_errors=True)
     return done
+
+
+def _staging(outer: Path) -> Path:
+    """Where the files grow: in a folder that says by a mark that it is ours; DataError where it is another's."""
+    staging = outer / "files"
+    try:
+        if not is_own(outer, *_MARK):
+            raise DataError(f"{outer} is in the way, where archives are unpacked first; remove or rename it")
+        staging.mkdir(exist_ok=True)
+    except OSError as error:
+        raise DataError(f"{outer} cannot be written: {error.strerror}") from None
+    return staging
 
 
 def _explained(error: Exception, archive: Path, place: Path) -> Exception:
@@ -102,7 +117,7 @@ def names_to_jpg(folder: Path) -> tuple[int, int]:
             if stem + ".jpg" in there:
                 left += 1
                 continue
-            os.rename(os.path.join(directory, name), os.path.join(directory, stem + ".jpg"))
+            give_name(Path(directory, name), Path(directory, stem + ".jpg"))
             there.add(stem + ".jpg")
             renamed += 1
     return renamed, left
@@ -186,7 +201,7 @@ def _extract(
             if total is None:
                 _make_sure(archive, entry.size, staging)
             target.parent.mkdir(parents=True, exist_ok=True)
-            with entry.open() as source, target.open("wb") as file:
+            with entry.open() as source, open_own(target, "wb") as file:
                 _copy(archive, entry, source, file)
         written += entry.size
         report(written, total)
@@ -250,10 +265,13 @@ def _settle(source: Path, place: Path) -> Unpacked:
         into.mkdir(parents=True, exist_ok=True)
         for name in names:
             ours, theirs = Path(directory) / name, into / name
-            if not os.path.lexists(theirs):
-                os.rename(ours, theirs)
+            try:
+                give_name(ours, theirs)
                 placed += 1
-            elif theirs.is_file() and theirs.stat().st_size == ours.stat().st_size:
+                continue
+            except FileExistsError:
+                pass
+            if theirs.is_file() and theirs.stat().st_size == ours.stat().st_size:
                 same += 1
             else:
                 different += 1

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Protocol
 
 from sightline.data.sources import Row
 from sightline.errors import DataError, MissingExtra, UserError, shown
+from sightline.files import whole_file
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -32,31 +33,28 @@ def writing(path: Path, kind: str) -> Iterator[Writer]:
     Raises UserError where the file is there already or cannot be written.
     """
     refuse_existing(path)
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        if kind == "parquet":
-            with _parquet(draft) as writer:
-                yield writer
-        else:
-            with draft.open("wb") as file:
+        with whole_file(path) as file:
+            if kind == "parquet":
+                with _parquet(file) as writer:
+                    yield writer
+            else:
                 yield (lines := _Lines(file, is_array=kind == "array"))
                 lines.end()
-                file.flush()
-                os.fsync(file.fileno())
-        if path.exists():
-            raise UserError(f"{path} has appeared meanwhile; remove it or choose another name")
-        os.replace(draft, path)
+            file.flush()
+            os.fsync(file.fileno())
+    except FileExistsError as error:
+        if error.filename != str(path):
+            raise UserError(f"cannot write {path} ({error.strerror})") from error
+        raise UserError(f"{path} has appeared meanwhile; remove it or choose another name") from error
     except OSError as error:
         raise UserError(f"cannot write {path} ({error.strerror or error})") from error
-    finally:
-        with suppress(OSError):
-            draft.unlink()
 
 
 def refuse_existing(path: Path) -> None:
     """Raises UserError where there is something of that name, which would be written over."""
-    if path.exists():
+    if os.path.lexists(path):
         raise UserError(f"{path} is there already; remove it or choose another name")
 
 
@@ -94,7 +92,7 @@ class _Lines:
 
 
 @contextmanager
-def _parquet(path: Path) -> Iterator[Writer]:
+def _parquet(out: IO[bytes]) -> Iterator[Writer]:
     try:
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -116,7 +114,7 @@ def _parquet(path: Path) -> Iterator[Writer]:
         ],
         metadata={"huggingface": json.dumps({"info": {"features": features}})},
     )
-    with pq.ParquetWriter(path, schema) as file:
+    with pq.ParquetWriter(out, schema) as file:
         groups = _Groups(file, schema)
         yield groups
         groups.flush()

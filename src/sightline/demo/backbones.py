@@ -14,6 +14,7 @@ from pathlib import Path
 
 from sightline.demo.world import World
 from sightline.errors import UserError
+from sightline.files import appearing, sweep
 from sightline.runtime import say, seed_everything, versions
 
 SOURCES = (
@@ -77,15 +78,13 @@ def make_backbones(seed: int, cache_dir: Path, schedules: Schedules) -> Backbone
 
     Each learns in one thread, so that two cores do both at once. No two calls may share a cache at the same time.
     """
-    from sightline.model.save import remove_halves
-
     cache_dir.mkdir(parents=True, exist_ok=True)
     key = fingerprint(seed, schedules)
     llm, tower = cache_dir / f"llm-{key}", cache_dir / f"vision-tower-{key}"
     if _is_whole(llm) and _is_whole(tower):
         say(f"found {llm} and {tower}")
         return Backbones(llm, tower)
-    remove_halves(cache_dir, "*")
+    sweep(cache_dir, "*")
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as beside:
         language = beside.submit(_make, llm, seed, make_llm, (seed, schedules.llm))
         _make(tower, seed, make_tower, (seed, schedules.tower, schedules.pictures))
@@ -130,11 +129,10 @@ def _make(folder: Path, seed: int, make: Callable[..., None], arguments: tuple[o
     import torch
 
     from sightline.model.reading import quiet
-    from sightline.model.save import appearing
 
     torch.set_num_threads(1)
     seed_everything(seed)
-    with appearing(folder, needs=0) as draft:
+    with appearing(folder, needs=0, replace=True) as draft:
         with quiet():
             make(draft, *arguments)
         (draft / SUMS).write_text(json.dumps(_sums(draft), indent=2), encoding="utf-8")

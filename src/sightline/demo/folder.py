@@ -7,9 +7,9 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO
 
 from sightline.errors import UserError
+from sightline.files import hold
 
 MARK, MADE = "demo.json", '{"made by": "sightline demo"}'
 """The file that says that a folder is the demo's own, and what stands in it: only then is anything in it replaced."""
@@ -28,18 +28,19 @@ def own_folder(folder: Path) -> Iterator[None]:
         others = {path.name for path in folder.iterdir()} - {MARK}
         if others and not (folder / MARK).exists():
             raise _foreign(folder)
-        mark = (folder / MARK).open("a+", encoding="utf-8", errors="replace")
+        mark = hold(folder / MARK)
+    except BlockingIOError:
+        raise UserError(f"another demo runs in {folder}; wait for it, or choose another --work-dir") from None
     except OSError as error:
         raise UserError(f"cannot write to the folder {folder} ({error.strerror}); choose another --work-dir") from error
     with mark:
-        _hold(mark, folder)
         mark.seek(0)
-        found = mark.read(len(MADE) + 1)
+        found = mark.read(len(MADE) + 1).decode(errors="replace")
         # Empty: an earlier demo had no room to write even this.
         if found != MADE and (found or others):
             raise _foreign(folder)
         if not found:
-            mark.write(MADE)
+            mark.write(MADE.encode())
             mark.flush()
         for old in (folder / name for name in CLEARED):
             try:
@@ -48,19 +49,6 @@ def own_folder(folder: Path) -> Iterator[None]:
             except OSError as error:
                 raise UserError(f"cannot remove {old} of an earlier demo ({error.strerror or error})") from error
         yield
-
-
-def _hold(mark: TextIO, folder: Path) -> None:
-    """Lock the mark, so that no other demo clears what this one writes; the system drops it when a demo is killed."""
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        return
-    try:
-        # Not flock: that lock would live on in forked data workers.
-        fcntl.lockf(mark, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
-        raise UserError(f"another demo runs in {folder}; wait for it, or choose another --work-dir") from None
 
 
 def _foreign(folder: Path) -> UserError:

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from sightline.errors import DataError, UserError
 from sightline.evaluate.save import save_json, to_json
 from sightline.evaluate.task import Question
+from sightline.files import hold
 from sightline.runtime import console, say, versions
 from sightline.types import ImageRef
 
 if TYPE_CHECKING:
     from sightline.model.load import VLM
+
+ANSWERS = "answers.jsonl"
 
 BATCHES_BETWEEN_SAVES = 4
 """A kill loses at most this many batches of answers."""
@@ -59,11 +62,26 @@ def answer(
     With a folder, answers are appended to its `answers.jsonl` as they come, in the order of asking, and those already
     there are not asked for again; the caller sees to it that they are of the same model and questions (`start_folder`).
     """
-    from sightline.model.batched import replies
-
     order = _by_images(questions)
     questions = [questions[number] for number in order]
-    file = folder / "answers.jsonl" if folder is not None else None
+    with nullcontext() if folder is None else _alone(folder / ANSWERS) as file:
+        answers = _asked(vlm, questions, file, batch_size=batch_size, max_new_tokens=max_new_tokens, stop=stop)
+    of = dict(zip(order, answers, strict=True))
+    return [of[number] for number in range(len(order))]
+
+
+def _asked(
+    vlm: VLM,
+    questions: Sequence[Question],
+    file: IO[bytes] | None,
+    *,
+    batch_size: int,
+    max_new_tokens: int,
+    stop: Sequence[str],
+) -> list[str]:
+    """The answers to questions in this order, those in the file first."""
+    from sightline.model.batched import replies
+
     answers = _answered(file, questions) if file is not None else []
     if answers:
         say(f"{len(answers)} questions are answered already; going on after them")
@@ -86,8 +104,20 @@ def answer(
                 _append(file, part, new, start=len(answers))
             answers += new
             progress.update(bar, completed=len(answers))
-    of = dict(zip(order, answers, strict=True))
-    return [of[number] for number in range(len(order))]
+    return answers
+
+
+def _alone(file: Path) -> IO[bytes]:
+    """The file of answers, held by this process until it is closed."""
+    try:
+        return hold(file)
+    except BlockingIOError:
+        raise UserError(
+            f"another process is answering the same questions into {file.parent}; wait for it, or choose another "
+            f"--work-dir"
+        ) from None
+    except OSError as error:
+        raise UserError(f"cannot write {file} ({error.strerror})") from error
 
 
 def _by_images(questions: Sequence[Question]) -> list[int]:
@@ -159,19 +189,18 @@ def _identity_of(image: ImageRef) -> bytes:
     return f"{path} {state and (state.st_size, state.st_mtime_ns)}".encode()
 
 
-def _answered(file: Path, questions: Sequence[Question]) -> list[str]:
+def _answered(file: IO[bytes], questions: Sequence[Question]) -> list[str]:
     """The answers that are there already; the file is cut off at the first line that is damaged, as by a kill."""
-    if not file.exists():
-        return []
     answers: list[str] = []
     good = 0
-    for line, question in zip(file.read_bytes().splitlines(keepends=True), questions, strict=False):
+    file.seek(0)
+    for line, question in zip(file.read().splitlines(keepends=True), questions, strict=False):
         text = _answer_in(line, len(answers), question)
         if text is None:
             break
         answers.append(text)
         good += len(line)
-    os.truncate(file, good)
+    file.truncate(good)
     return answers
 
 
@@ -187,16 +216,16 @@ def _answer_in(line: bytes, number: int, question: Question) -> str | None:
     return text if isinstance(text, str) else None
 
 
-def _append(file: Path, questions: Sequence[Question], answers: Sequence[str], *, start: int) -> None:
+def _append(file: IO[bytes], questions: Sequence[Question], answers: Sequence[str], *, start: int) -> None:
     entries = [
         {"n": number, "id": question.id, "answer": text}
         for number, (question, text) in enumerate(zip(questions, answers, strict=True), start)
     ]
     try:
-        with file.open("ab") as out:
-            out.writelines(map(to_json, entries))
+        file.writelines(map(to_json, entries))
+        file.flush()
     except OSError as error:
-        raise UserError(f"cannot write {file} ({error.strerror})") from error
+        raise UserError(f"cannot write {file.name} ({error.strerror})") from error
 
 
 def _read_fingerprint(args: Path) -> object:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from rich.console import Console
 from rich.table import Table
@@ -15,6 +14,7 @@ from rich.text import Text
 
 from sightline.errors import UserError
 from sightline.evaluate.task import Score, Share
+from sightline.files import whole_file
 from sightline.terminal import printable
 
 _LONGEST_CELL = 32_767
@@ -31,7 +31,7 @@ def to_json(value: Any, indent: int | None = None) -> bytes:
 
 def save_json(path: Path, value: Any) -> None:
     """Write a value as JSON."""
-    _save(path, lambda temporary: temporary.write_bytes(to_json(value, indent=2)))
+    _save(path, lambda file: file.write(to_json(value, indent=2)))
 
 
 def score_json(score: Score) -> dict[str, Any]:
@@ -97,11 +97,10 @@ def show(score: Score, title: str) -> None:
     console.print(table)
 
 
-def _save(path: Path, write: Callable[[Path], object]) -> None:
-    temporary = path.with_name(path.name + ".tmp")
+def _save(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+    """Into a folder of the run's own."""
     try:
-        write(temporary)
-        os.replace(temporary, path)
+        with whole_file(path, replace=True) as file:
+            write(file)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise UserError(f"cannot write {path} ({error.strerror}); make room or choose another --work-dir") from error

@@ -84,6 +84,8 @@ def run_llamafy(args: argparse.Namespace) -> None:
 
 def _check_free(out: Path) -> None:
     """Now rather than after minutes of loading."""
+    if out.is_symlink() and not out.exists():
+        raise ModelError(f"{out} is a link to {out.readlink()}, which is not there; name another folder")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ModelError(f"{out} is there already; name a folder that is new or empty")
     above = next(folder for folder in (out, *out.absolute().parents) if folder.exists())

@@ -19,10 +19,10 @@ from safetensors.torch import save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from sightline.errors import ModelError
+from sightline.files import appearing
 from sightline.model.llama_tokenizer import carry_tokenizer
 from sightline.model.pickles import read_pickle, tensors_in
 from sightline.model.reading import reading
-from sightline.model.save import appearing
 
 Named = Iterator[tuple[str, torch.Tensor]]
 

@@ -6,12 +6,9 @@ processor and leaves out `special_tokens_map.json`; so the files are written her
 
 from __future__ import annotations
 
-import errno
+import dataclasses
 import json
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +17,7 @@ from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors.torch import save_file
 from transformers import GenerationConfig
 
-from sightline.errors import CheckpointError
+from sightline.files import appearing
 from sightline.model.load import SYSTEM_KEY, TEMPLATE_KEY, VLM
 from sightline.model.next import NEXT
 from sightline.model.projector import DEPTH_KEY, depth_of, exported_act, exported_state
@@ -41,18 +38,22 @@ HUB_NAMES = (
 )
 """Prefixes in memory (transformers 5) and in the files of the hub."""
 
-HALF = (".{}.partial", ".{}.replaced")
-"""Names of a folder that is being written, and of the one whose place it takes."""
 
-
-def save(vlm: VLM, folder: str | Path, *, dtype: torch.dtype | None = None, max_shard_size: str = "5GB") -> Path:
+def save(
+    vlm: VLM,
+    folder: str | Path,
+    *,
+    dtype: torch.dtype | None = None,
+    max_shard_size: str = "5GB",
+    replace: bool = False,
+) -> Path:
     """Write the model with its tokenizer, processor and chat template; the folder appears when it is complete.
 
-    `dtype` is that of the floating-point weights (None: as they are in memory). Raises CheckpointError when the disk is
-    full.
+    `dtype` is that of the floating-point weights (None: as they are in memory). `replace`: what is there is ours and
+    goes. Raises CheckpointError when the disk is full, and when something is in the way.
     """
     state = hub_state(vlm.model.state_dict(), vlm.model.config, dtype=dtype)
-    with appearing(Path(folder), needs=size_of(state)) as partial:
+    with appearing(Path(folder), needs=size_of(state), replace=replace) as partial:
         _write_weights(state, partial, max_shard_size)
         kept = dtype or next(iter(state.values())).dtype
         write_json(partial / "config.json", hub_config(vlm.model.config.to_dict(), kept))
@@ -141,7 +142,7 @@ def write_tokenizer(prompter: Prompter, folder: Path, *, begins: bool, **setting
     if begins:
         adds = bool(bos) and template.begin.replace(BOS, bos).startswith(bos)
     elif adds := _can_be_begun(prompter):
-        template = replace(template, begin=template.begin.removeprefix(BOS))
+        template = dataclasses.replace(template, begin=template.begin.removeprefix(BOS))
     jinja = to_jinja(template, bos=bos, eos=tokenizer.eos_token or "")
     tokenizer.chat_template = jinja
     tokenizer.save_pretrained(folder)
@@ -188,67 +189,6 @@ def _can_be_begun(prompter: Prompter) -> bool:
     prompt = to_text(prompter.render([ask("a")]))
     whole, behind = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (prompt, prompt[len(bos) :]))
     return bool(whole == [tokenizer.bos_token_id, *behind])
-
-
-@contextmanager
-def appearing(folder: Path, *, needs: int) -> Iterator[Path]:
-    """A folder to write to, which takes its name when all is written; `needs` bytes must be free.
-
-    What was there under the name before is replaced at the last moment. Raises CheckpointError when there is no space.
-    """
-    if folder.is_dir():
-        folder = folder.resolve()  # a link to another disk stays one, and that disk takes the files
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(folder.parent).free
-    if free < needs:
-        raise CheckpointError(f"no space left for {folder}: needs {needs / 1e9:.2f} GB, {free / 1e9:.2f} GB are free")
-    partial, replaced = (folder.with_name(form.format(folder.name)) for form in HALF)
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    try:
-        yield partial
-        _let_read(partial)
-    except BaseException as error:  # also Ctrl-C: half of a large model is not for the user to find
-        shutil.rmtree(partial, ignore_errors=True)
-        if _disk_is_full(error):
-            raise CheckpointError(
-                f"no space left while writing {folder}; free some and try again (a run goes on with --resume)"
-            ) from error
-        raise
-    shutil.rmtree(replaced, ignore_errors=True)
-    if folder.exists():
-        folder.rename(replaced)
-    partial.rename(folder)
-    shutil.rmtree(replaced, ignore_errors=True)
-
-
-def remove_halves(parent: Path, pattern: str) -> None:
-    """Remove what killed processes left of folders of these names that were to appear."""
-    for form in HALF:
-        for half in parent.glob(form.format(pattern)):
-            shutil.rmtree(half, ignore_errors=True)
-
-
-def _disk_is_full(error: BaseException | None) -> bool:
-    """safetensors says so in words of its own, and torch behind an error of its own."""
-    while error is not None:
-        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
-            return True
-        if any(words in str(error) for words in ("No space left", "Disk quota exceeded")):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
-
-
-def _let_read(folder: Path) -> None:
-    """Give all files the rights of a new one: safetensors makes its for their owner alone."""
-    new = folder / ".new"
-    new.touch()
-    rights = new.stat().st_mode
-    new.unlink()
-    for file in folder.rglob("*"):
-        if file.is_file():
-            file.chmod(rights)
 
 
 def size_of(state: dict[str, torch.Tensor]) -> int:

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from sightline.errors import CheckpointError
+from sightline.files import is_own
 from sightline.model.assemble import assemble, make_prompter
 from sightline.model.estimate_models import blank_model, model_parts
 from sightline.model.save import save
@@ -25,6 +26,9 @@ from sightline.prompt.templates import TEMPLATES
 from sightline.recipe import DataRecipe, ModelRecipe, Recipe, TuneRecipe
 
 STEPS, BATCH = 3, 4
+
+MARK = ("stand-ins.txt", "Stand-ins of sightline train --tiny: made anew each time.\n")
+"""By this a folder that may be written to again is told from a user's."""
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 180, 60), "blue": (40, 60, 220), "yellow": (240, 220, 40)}
 
@@ -40,7 +44,8 @@ def tiny(recipe: Recipe, folder: Path) -> Recipe:
     with torch.device("meta"):
         apply_tuning(blank.model, recipe.tune, recipe.optim)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        if not is_own(folder, *MARK):
+            raise CheckpointError(f"{folder} holds something else than stand-ins; choose another --work-dir")
         model = _model(recipe, folder)
         data = tuple(_data(entry, folder / f"data_{number}", recipe) for number, entry in enumerate(recipe.data))
     except OSError as error:
@@ -76,7 +81,7 @@ def _model(recipe: Recipe, folder: Path) -> ModelRecipe:
         return whole
     # Stage 1 of this model stands in for the one that the recipe goes on from.
     before = folder / "before"
-    save(drawn(lambda: assemble(whole, make_prompter(whole))), before)
+    save(drawn(lambda: assemble(whole, make_prompter(whole))), before, replace=True)
     if spec.from_model is None:
         return whole.model_copy(update={"projector_from": str(before)})
     kept = str(before) if spec.projector_from is not None else None

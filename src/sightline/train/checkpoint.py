@@ -15,10 +15,20 @@ from safetensors.torch import save_file
 from torch.utils._pytree import tree_leaves
 
 from sightline.errors import CheckpointError
-from sightline.model.save import appearing, remove_halves, size_of
-from sightline.model.weights import LEARNED, PREFIX, RECIPE, STATE, WEIGHTS, checkpoints, trainable_state
+from sightline.files import appearing, sweep
+from sightline.model.save import size_of
+from sightline.model.weights import (
+    LEARNED,
+    PREFIX,
+    RECIPE,
+    STATE,
+    WEIGHTS,
+    checkpoints,
+    find_checkpoint,
+    trainable_state,
+)
 from sightline.recipe import Recipe, differences, dump_recipe
-from sightline.runtime import versions
+from sightline.runtime import say, versions
 
 OPTIMIZER = "optimizer.pt"
 
@@ -52,7 +62,8 @@ def save_checkpoint(
     moments = optimizer.state_dict()
     kept = {str(at): leaf for at, leaf in enumerate(tree_leaves(moments)) if isinstance(leaf, torch.Tensor)}
     folder = run / f"{PREFIX}{step}"
-    with appearing(folder, needs=size_of(weights) + size_of(kept)) as partial:
+    needs = size_of(weights) + size_of(kept)
+    with appearing(folder, needs=needs, replace=(folder / STATE).is_file()) as partial:
         save_file(weights, partial / WEIGHTS)
         # To an open file: given a path, torch keeps to itself that the disk is full.
         with (partial / OPTIMIZER).open("wb") as file:
@@ -70,7 +81,7 @@ def save_learned(run: Path, checkpoint: Path) -> Path:
     The tensors take no space a second time, as long as the checkpoint is there, where the disk has hard links.
     """
     folder = run / LEARNED
-    with appearing(folder, needs=0) as partial:
+    with appearing(folder, needs=0, replace=(folder / STATE).is_file()) as partial:
         try:
             os.link(checkpoint / WEIGHTS, partial / WEIGHTS)
         except OSError:
@@ -82,10 +93,10 @@ def save_learned(run: Path, checkpoint: Path) -> Path:
     return folder
 
 
-def sweep(run: Path) -> None:
+def sweep_run(run: Path) -> None:
     """Remove the folders that a killed run was still writing."""
     for pattern in (f"{PREFIX}*", "hf", LEARNED):
-        remove_halves(run, pattern)
+        sweep(run, pattern)
 
 
 def prune(run: Path, step: int, keep: int) -> None:
@@ -95,7 +106,8 @@ def prune(run: Path, step: int, keep: int) -> None:
     """
     reached = [folder for folder in checkpoints(run) if int(folder.name.removeprefix(PREFIX)) <= step]
     for folder in reached[:-keep]:
-        shutil.rmtree(folder)
+        if (folder / STATE).is_file() and not folder.is_symlink():  # else it was not the run that put it there
+            shutil.rmtree(folder)
 
 
 def read_state(folder: Path) -> State:
@@ -115,6 +127,27 @@ def read_state(folder: Path) -> State:
         raise CheckpointError(
             f"checkpoint {folder} is damaged: {STATE} cannot be read; resume from an older one"
         ) from error
+
+
+def find_state(run: Path, resume: str | None, recipe: Recipe) -> State | None:
+    """What to go on from, if anything; another run's work is never overwritten."""
+    state = None
+    if resume == "auto" and not checkpoints(run):
+        say(f"no checkpoint in {run} yet: starting from the beginning")
+    elif resume is not None:
+        state = read_state(find_checkpoint(run if resume == "auto" else Path(resume)))
+        check_recipe(state, recipe)
+    if (state is None or not is_of(state, run)) and (
+        checkpoints(run) or any(os.path.lexists(run / name) for name in ("hf", LEARNED))
+    ):
+        how = "go on with --resume" if state is None else f"{state.folder} is not of it: leave that path out"
+        raise CheckpointError(f"{run} already holds a run; {how}, or choose another --work-dir")
+    return state
+
+
+def is_of(state: State, run: Path) -> bool:
+    """Whether a checkpoint is one of a run; it may have been moved to another disk, and linked."""
+    return run.resolve() in (state.folder.parent.resolve(), state.folder.resolve().parent)
 
 
 def check_recipe(state: State, recipe: Recipe) -> None:

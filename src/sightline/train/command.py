@@ -7,8 +7,10 @@ import sys
 from pathlib import Path
 
 from sightline.data.layouts import check_names
+from sightline.files import write_whole
 from sightline.recipe import Recipe, dump_recipe, load_recipe
-from sightline.runtime import say
+from sightline.runtime import say, wanted_processes, world_size
+from sightline.train.folder import claimed
 from sightline.train.launch import launched
 
 
@@ -57,18 +59,23 @@ def run(args: argparse.Namespace) -> None:
         args.resume = "auto"
     recipe = load_recipe(args.recipe, overrides)
     check_names(recipe.data)
+    work_dir = Path(args.work_dir or Path("work_dirs", "tiny" if args.tiny else "", Path(args.recipe).stem))
+    if world_size() == 1 and (wanted := wanted_processes()) is not None and wanted.node == 0:
+        with claimed(work_dir) as folder:  # here one line says what is in the way; of several processes each says more
+            if args.resume is None and not args.tiny:
+                folder.begin(recipe, None)
     if (code := launched(sys.argv[1:])) is not None:
         sys.exit(code)
     if args.deepspeed:
         say(
             f"--deepspeed {args.deepspeed}: models are not sharded yet, each device holds a whole one; losses are equal"
         )
-    work_dir = Path(args.work_dir or Path("work_dirs", "tiny" if args.tiny else "", Path(args.recipe).stem))
-    if args.tiny:
-        recipe = _small(recipe, work_dir / "stand-ins")
-    from sightline.train.loop import train
+    from sightline.train.loop import train_in
 
-    train(recipe, work_dir, resume=args.resume)
+    with claimed(work_dir) as folder:
+        if args.tiny:
+            recipe = _small(recipe, work_dir / "stand-ins")
+        train_in(folder, recipe, resume=args.resume)
 
 
 def _small(recipe: Recipe, folder: Path) -> Recipe:
@@ -84,7 +91,7 @@ def _small(recipe: Recipe, folder: Path) -> Recipe:
         if not first_of_node():
             return load_recipe(str(made))
         small = tiny(recipe, folder)
-        made.write_text(dump_recipe(small), encoding="utf-8")
+        write_whole(made, dump_recipe(small), replace=True)
         return small
 
     return rank_0_first(make)

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 
 from sightline.data.collate import batches
-from sightline.data.dataset import Dataset, open_dataset, write_bad_rows
+from sightline.data.dataset import Dataset, list_of_bad_rows, open_dataset
 from sightline.data.plan import Pack, Plan
-from sightline.errors import CheckpointError, UserError
+from sightline.errors import UserError
 from sightline.limits import use
 from sightline.model.adapters import merge_adapters
 from sightline.model.assemble import assemble, check_bits, check_length, make_prompter
@@ -26,26 +26,25 @@ from sightline.model.weights import (
     LEARNED,
     PREFIX,
     check_base,
-    checkpoints,
-    find_checkpoint,
     fingerprints,
     load_weights,
 )
-from sightline.recipe import Recipe, dump_recipe
-from sightline.runtime import console, pick_device, pick_dtype, say, seed_everything, versions, world_size
+from sightline.recipe import Recipe
+from sightline.runtime import console, pick_device, pick_dtype, rank, say, seed_everything, versions, world_size
 from sightline.train.checkpoint import (
-    State,
     check_data,
-    check_recipe,
+    find_state,
+    is_of,
     load_optimizer,
     prune,
-    read_state,
     save_checkpoint,
     save_learned,
-    sweep,
+    sweep_run,
 )
 from sightline.train.engine import Engine, meet
+from sightline.train.folder import BAD_ROWS, FACTS, REPORT, RunFolder, claimed
 from sightline.train.forecast import layers_recomputed, room_on
+from sightline.train.metrics import FILE as LOG
 from sightline.train.metrics import Log, summary_writer
 from sightline.train.noise import noisy_embeddings
 from sightline.train.optim import check_optimizer, lr_scale, set_rates
@@ -64,6 +63,14 @@ def train(
     `resume` is a checkpoint, or `auto` for the newest of `work_dir` (from the beginning if there is none yet).
     `after_step` is called with the number of steps done and the model, ready to answer.
     """
+    with claimed(Path(work_dir)) as folder:
+        return train_in(folder, recipe, resume=resume, after_step=after_step)
+
+
+def train_in(
+    folder: RunFolder, recipe: Recipe, *, resume: str | None = None, after_step: AfterStep | None = None
+) -> Path:
+    """The same in a folder that is held already."""
     use(recipe.limits)
     if recipe.run.tensorboard:
         summary_writer()
@@ -76,8 +83,10 @@ def train(
         raise UserError(f"engine.pure_bf16: {lacks if dtype == torch.float16 else unasked}")
     meet(device)
     check_optimizer(recipe.optim, device)
-    run = Path(work_dir)
-    state = _find_state(run, resume, recipe)
+    run = folder.path
+    state = find_state(run, resume, recipe)
+    if rank() == 0:
+        folder.begin(recipe, state.folder if state is not None and is_of(state, run) else None)
     prompter = make_prompter(recipe.model)
     check_length(recipe.model, recipe.batch.max_length)
     check_bits(recipe.model, recipe.tune, device)
@@ -108,7 +117,7 @@ def train(
         load_optimizer(state.folder, engine.optimizer)
     start = state.step if state is not None else 0
     if engine.is_main:
-        _open_run(run, recipe, dataset, plan, groups)
+        _open_run(folder, recipe, dataset, plan, groups)
     work = Work(vlm.model, peak_of(engine.device, dtype))
 
     budget = recipe.batch.pack_tokens or recipe.batch.max_length
@@ -174,38 +183,27 @@ def train(
     last = run / f"{PREFIX}{plan.num_steps}"
     if not engine.is_main:
         return run
-    finished = _finish(run, last if last.exists() or state is None else state.folder, recipe, vlm, dtype)
-    write_report(run / "report.html", title=run.name, runs=[read_run(run)])
+    finished = _finish(folder, last if last.exists() or state is None else state.folder, recipe, vlm, dtype)
+    folder.note(REPORT)
+    write_report(run / REPORT, title=run.name, runs=[read_run(run)])
     what = "the model" if recipe.run.export else "what was learned"
-    say(f"finished: {what} is in {finished}, the report in {run / 'report.html'}")
+    say(f"finished: {what} is in {finished}, the report in {run / REPORT}")
     return finished
 
 
-def _finish(run: Path, last: Path, recipe: Recipe, vlm: VLM, dtype: torch.dtype) -> Path:
+def _finish(folder: RunFolder, last: Path, recipe: Recipe, vlm: VLM, dtype: torch.dtype) -> Path:
     """Write what was learned, where that is less than the model, and the model; returns the folder of the latter."""
     if recipe.tune.llm != "full" or not recipe.run.export:
-        learned = save_learned(run, last)
+        folder.note(LEARNED)
+        learned = save_learned(folder.path, last)
         if not recipe.run.export:
             return learned
     if recipe.tune.quantized:
         say("the model is written with its own weights instead of the 4 bits of training: near to it, not equal")
         vlm = restore(last, recipe, dtype=dtype)
     merge_adapters(vlm.model)
-    return save(vlm, run / "hf", dtype=dtype)
-
-
-def _find_state(run: Path, resume: str | None, recipe: Recipe) -> State | None:
-    """What to go on from, if anything; another run's work is never overwritten."""
-    state = None
-    if resume == "auto" and not checkpoints(run):
-        say(f"no checkpoint in {run} yet: starting from the beginning")
-    elif resume is not None:
-        state = read_state(find_checkpoint(run if resume == "auto" else Path(resume)))
-        check_recipe(state, recipe)
-    of_this_run = state is not None and state.folder.resolve().parent == run.resolve()
-    if not of_this_run and (checkpoints(run) or any((run / name).exists() for name in ("hf", LEARNED))):
-        raise CheckpointError(f"{run} already holds a run; go on with --resume, or choose another --work-dir")
-    return state
+    folder.note("hf")
+    return save(vlm, folder.path / "hf", dtype=dtype, replace=True)
 
 
 def _recomputed(recipe: Recipe, dataset: Dataset, vlm: VLM, device: torch.device) -> int:
@@ -235,14 +233,11 @@ def _is_due(step: int, every: int, num_steps: int) -> bool:
     return step == num_steps or (every > 0 and step % every == 0)
 
 
-def _open_run(run: Path, recipe: Recipe, dataset: Dataset, plan: Plan, groups: list[Group]) -> None:
+def _open_run(folder: RunFolder, recipe: Recipe, dataset: Dataset, plan: Plan, groups: list[Group]) -> None:
     """Write down what the run is: the resolved recipe, versions, data, what learns."""
-    try:
-        run.mkdir(parents=True, exist_ok=True)
-        (run / "recipe.yaml").write_text(dump_recipe(recipe), encoding="utf-8")
-    except OSError as error:
-        raise CheckpointError(f"cannot write to {run}: {error.strerror}; choose another --work-dir") from error
-    sweep(run)
+    run = folder.path
+    folder.write_recipe(recipe)
+    sweep_run(run)
     facts = {
         "versions": versions(),
         "seed": recipe.run.seed,
@@ -251,10 +246,11 @@ def _open_run(run: Path, recipe: Recipe, dataset: Dataset, plan: Plan, groups: l
         "lengths": dataset.length_histogram(),
         "learning": {group.name: {"parameters": group.size, "lr": group.lr} for group in groups},
     }
-    (run / "run.json").write_text(json.dumps(facts, indent=2), encoding="utf-8")
+    folder.write(FACTS, json.dumps(facts, indent=2))
+    folder.note(LOG)
     if dataset.bad_rows:
-        write_bad_rows(dataset, run / "bad_rows.jsonl")
-        say(f"{len(dataset.bad_rows)} bad rows left out; they are listed in {run / 'bad_rows.jsonl'}")
+        folder.write(BAD_ROWS, list_of_bad_rows(dataset))
+        say(f"{len(dataset.bad_rows)} bad rows left out; they are listed in {run / BAD_ROWS}")
     learning = ", ".join(f"{group.name} {group.size:,} at {group.lr:g}" for group in groups)
     say(f"{len(dataset):,} conversations, {plan.num_steps:,} steps; parameters that learn: {learning}")
 

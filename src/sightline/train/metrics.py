@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
+from io import TextIOWrapper
 from pathlib import Path
 from time import perf_counter
 from types import TracebackType
@@ -22,6 +22,7 @@ from rich.console import Console
 from rich.live import Live
 
 from sightline.errors import DataError, MissingExtra, UserError
+from sightline.files import open_own, write_whole
 from sightline.terminal import printable_lines
 from sightline.train.progress import Smooth, pieces, progress_line
 
@@ -72,7 +73,7 @@ class Log:
             if self._tensorboard:
                 purged = self.first_step + 1 if self.first_step else None
                 self._board = summary_writer()(str(self.path.parent / "tensorboard"), purge_step=purged)
-            self._file = self.path.open("a", encoding="utf-8")
+            self._file = TextIOWrapper(open_own(self.path, "ab"), encoding="utf-8")
             if self._console.is_terminal:
                 self._live = Live(console=self._console, refresh_per_second=4)
                 self._live.start()
@@ -201,9 +202,7 @@ def cut(path: Path, last_step: int) -> None:
     """Drop what a log holds beyond `last_step`; the file is replaced as a whole, never left half."""
     if path.exists():
         kept = [line for line, record in _lines(path) if record["step"] <= last_step]
-        draft = path.with_name(f".{path.name}.tmp")
-        draft.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-        os.replace(draft, path)
+        write_whole(path, "".join(f"{line}\n" for line in kept), replace=True)
 
 
 def _lines(path: Path) -> list[tuple[str, dict[str, Any]]]:

@@ -91,7 +91,9 @@ def read_run(folder: Path | str) -> RunView:
     folder = Path(folder)
     if not folder.is_dir():
         raise DataError(f"no run folder {folder}")
-    log, recipe, about = folder / FILE, folder / "recipe.yaml", folder / "run.json"
+    log, recipe, about = folder / FILE, folder / "recipe_of_run.yaml", folder / "run.json"
+    if not recipe.exists():
+        recipe = folder / "recipe.yaml"
     name = folder.resolve().name
     try:
         facts, data = _facts_and_data(name, json.loads(about.read_text("utf-8"))) if about.exists() else ({}, None)
