@@ -59,7 +59,7 @@ def _check_recipe(folder: Path, recipe: Recipe) -> None:
     """Refuse a recipe that makes another model of the same tensors; remark upon one that names other places."""
     try:
         then, then_places = _model_of(json.loads((folder / STATE).read_text(encoding="utf-8"))["identity"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(
             f"checkpoint {folder} is damaged: {STATE} cannot be read; convert an older one"
         ) from error

@@ -60,7 +60,7 @@ def check_base(folder: Path, now: Mapping[str, str], tune: TuneRecipe) -> None:
     """
     try:
         then = json.loads((folder / STATE).read_text(encoding="utf-8")).get("base")
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{folder} is damaged: {STATE} cannot be read; take an older one") from error
     matters = {
         "language model": ("llm", tune.llm != "full" or tune.freeze_layers is not None),

@@ -7,7 +7,6 @@ import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -29,6 +28,7 @@ from sightline.model.weights import (
 )
 from sightline.recipe import Recipe, differences, dump_recipe
 from sightline.runtime import say, versions
+from sightline.train.moments import odd_moments
 
 OPTIMIZER = "optimizer.pt"
 
@@ -114,6 +114,9 @@ def read_state(folder: Path) -> State:
     """What a checkpoint is of; raises CheckpointError when a file is missing or shorter than it was written."""
     try:
         state = json.loads((folder / STATE).read_text(encoding="utf-8"))
+        step, identity, data = state["step"], state["identity"], state["data"]
+        if type(step) is not int or step < 1 or not isinstance(identity, dict) or not isinstance(data, str):
+            raise ValueError(step)
         for name, size in state["files"].items():
             found = (folder / name).stat().st_size if (folder / name).is_file() else 0
             if found != size:
@@ -122,8 +125,8 @@ def read_state(folder: Path) -> State:
                 )
         if OPTIMIZER not in state["files"]:
             raise CheckpointError(f"{folder} holds no state of the optimiser; go on from a checkpoint of the run")
-        return State(folder, state["step"], state["identity"], state["data"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return State(folder, step, identity, data)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(
             f"checkpoint {folder} is damaged: {STATE} cannot be read; resume from an older one"
         ) from error
@@ -163,11 +166,29 @@ def check_data(state: State, fingerprint: str) -> None:
         raise CheckpointError(f"{state.folder} was made with other data: its files have changed since")
 
 
-def load_optimizer(folder: Path, optimizer: torch.optim.Optimizer) -> None:
-    """Put the optimiser's state back; reads tensors and plain values only."""
-    try:
-        optimizer.load_state_dict(torch.load(folder / OPTIMIZER, map_location="cpu", weights_only=True))
-    except (OSError, RuntimeError, ValueError, KeyError, EOFError, UnpicklingError) as error:
+def check_step(state: State, num_steps: int) -> None:
+    """Raise CheckpointError where a checkpoint says that it was written at a step that the run does not have."""
+    named = state.folder.name.removeprefix(PREFIX)
+    if state.step > num_steps or (named.isdecimal() and int(named) != state.step):
+        shown = state.step if state.step < 10**12 else "so large a number"
         raise CheckpointError(
-            f"checkpoint {folder} is damaged: {OPTIMIZER} cannot be read; resume from an older one"
+            f"checkpoint {state.folder} is damaged: {STATE} says step {shown}, of {num_steps} steps of the run; resume "
+            f"from an older one"
+        )
+
+
+def load_optimizer(state: State, optimizer: Any) -> None:
+    """Put the optimiser's state back; reads tensors and plain values only.
+
+    Raises CheckpointError where it is not a state of this optimiser, of these parameters, at this step.
+    """
+    optimizer = getattr(optimizer, "optimizer", optimizer)  # Accelerate's wrapper
+    rates = [dict(group) for group in optimizer.param_groups]
+    try:
+        optimizer.load_state_dict(torch.load(state.folder / OPTIMIZER, map_location="cpu", weights_only=True))
+    except Exception as error:  # what is no state of an optimiser makes it fall over in every way there is
+        raise CheckpointError(
+            f"checkpoint {state.folder} is damaged: {OPTIMIZER} cannot be read; resume from an older one"
         ) from error
+    if odd := odd_moments(optimizer, rates, state.step):
+        raise CheckpointError(f"checkpoint {state.folder} is damaged: {odd} in {OPTIMIZER}; resume from an older one")

@@ -33,6 +33,7 @@ from sightline.recipe import Recipe
 from sightline.runtime import console, pick_device, pick_dtype, rank, say, seed_everything, versions, world_size
 from sightline.train.checkpoint import (
     check_data,
+    check_step,
     find_state,
     is_of,
     load_optimizer,
@@ -104,6 +105,8 @@ def train_in(
         shuffle=recipe.batch.shuffle,
         width=vlm.model.config.text_config.hidden_size,
     )
+    if state is not None:
+        check_step(state, plan.num_steps)
     base = fingerprints(vlm.model)
     if state is not None:
         check_base(state.folder, base, recipe.tune)
@@ -114,7 +117,7 @@ def train_in(
     if state is not None:
         # Now that learning tensors have full precision: the model's files may have half of it.
         load_weights(state.folder, vlm.model)
-        load_optimizer(state.folder, engine.optimizer)
+        load_optimizer(state, engine.optimizer)
     start = state.step if state is not None else 0
     if engine.is_main:
         _open_run(folder, recipe, dataset, plan, groups)
