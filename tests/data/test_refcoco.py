@@ -220,6 +220,14 @@ def test_rows_must_not_be_negative(coco: Path, capsys: pytest.CaptureFixture[str
     assert "--rows -1: must be 0 or more" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "1e999"])
+def test_a_box_is_of_numbers(coco: Path, capsys: pytest.CaptureFixture[str], number: str) -> None:
+    file = coco / "refcoco_annotations" / "refcoco" / "instances.json"
+    file.write_text(file.read_text().replace("[50, 20", f"[{number}, 20"))
+    assert run(coco) == 2
+    assert "not RefCOCO's annotations (ValueError: a box has a number that is none)" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("name", ["train.json", "refer.jsonl", "identify.jsonl"])
 def test_what_is_there_is_not_written_over(coco: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
     (coco / "out").mkdir()

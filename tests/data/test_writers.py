@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from sightline.data.writers import writing
-from sightline.errors import UserError
+from sightline.data.writers import to_json, writing
+from sightline.errors import DataError, UserError
 
 KINDS = ("array", "lines", "parquet")
 
@@ -57,3 +57,11 @@ def test_a_kill_leaves_nothing(tmp_path: Path) -> None:
     for kind in KINDS:
         died = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "out"), kind], check=False, timeout=60)
         assert died.returncode == -signal.SIGKILL and list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [float("inf"), -float("inf"), float("nan")])
+def test_a_number_that_json_does_not_have(number: float) -> None:
+    """`1e999` in a row is read as infinity, which no other program would read back."""
+    for row in ({"id": 1, "score": number}, {"id": 1, "score": {"a": [number]}}):
+        with pytest.raises(DataError, match=r"^'score' cannot be written as JSON \(.*\); --drop score leaves it out$"):
+            to_json(row)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import math
 import os
 import pickle
 import random
@@ -111,6 +112,8 @@ def _train_refs(folder: Path, split: str) -> Iterator[tuple[str, list[float], li
     loaded = load_plain_pickle(refs)
     try:
         annotations = json.loads(instances.read_text(encoding="utf-8"))["annotations"]
+        if any(not math.isfinite(float(value)) for annotation in annotations for value in annotation["bbox"]):
+            raise ValueError("a box has a number that is none")
         boxes = {annotation["id"]: [float(value) for value in annotation["bbox"]] for annotation in annotations}
         for ref in loaded:
             if ref["split"] == "train":

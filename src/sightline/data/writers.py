@@ -61,11 +61,11 @@ def refuse_existing(path: Path) -> None:
 def to_json(row: Row) -> bytes:
     """A row on one line. Raises DataError naming the key that JSON cannot hold."""
     try:
-        text = json.dumps(row, ensure_ascii=False)
+        text = json.dumps(row, ensure_ascii=False, allow_nan=False)
     except (TypeError, ValueError):
         for key, value in row.items():
             try:
-                json.dumps(value)
+                json.dumps(value, allow_nan=False)
             except (TypeError, ValueError) as error:
                 raise DataError(
                     f"{shown(key)} cannot be written as JSON ({error}); --drop {key} leaves it out"
