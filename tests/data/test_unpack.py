@@ -14,8 +14,6 @@ from types import SimpleNamespace
 
 import pytest
 
-from sightline.data.layouts import Part
-from sightline.data.prepare import _fill
 from sightline.data.unpack import Unpacked, names_to_jpg, unpack
 from sightline.errors import DataError
 
@@ -288,21 +286,3 @@ def test_a_file_without_a_name(tmp_path: Path) -> None:
     archive.write_bytes(archive.read_bytes().replace(b"x", b"\0"))
     with pytest.raises(DataError, match="holds a file without a name"):
         unpack(archive, tmp_path / "images")
-
-
-def test_a_folder_of_the_users_is_not_unpacked_into(tmp_path: Path) -> None:
-    archive = zipped(tmp_path / "a.zip", {"images/1.jpg": b"one"})
-    mine = tmp_path / "images.unpacking"
-    mine.mkdir()
-    (mine / "1.jpg").write_bytes(b"mine")
-    with pytest.raises(DataError, match=r"images\.unpacking is in the way, where archives are unpacked first"):
-        unpack(archive, tmp_path / "images")
-    assert tree(mine) == {"1.jpg": b"mine"} and not (tmp_path / "images").exists()
-
-
-def test_an_archive_of_the_users_stays(tmp_path: Path) -> None:
-    """`--remove-archives` is about those that were fetched."""
-    (tmp_path / "downloads").mkdir()
-    mine = zipped(tmp_path / "downloads" / "gqa.zip", {"images/1.jpg": b"one"})
-    _fill(Part("gqa", "gqa", url="http://127.0.0.1:9/gqa.zip"), tmp_path, tmp_path / "gqa", remove_archives=True)
-    assert mine.is_file() and tree(tmp_path / "gqa") == {"1.jpg": b"one"}

@@ -187,7 +187,7 @@ def _extract(
 ) -> None:
     if total is not None:
         _make_sure(archive, total - _bytes_in(staging), staging)
-    written = 0
+    written, seen = 0, set[str]()
     for entry in entries:
         parts = _path_of(archive, entry)
         if not parts:
@@ -197,6 +197,9 @@ def _extract(
         if take and parts[-1] not in take:
             continue
         target = staging / parts[-1] if take else staging.joinpath(*parts)
+        if str(target) in seen:
+            raise DataError(f"{archive} holds {shown(entry.name)} twice, and one would be lost; it was not unpacked")
+        seen.add(str(target))
         if not (target.is_file() and target.stat().st_size == entry.size):
             if total is None:
                 _make_sure(archive, entry.size, staging)
