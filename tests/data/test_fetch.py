@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import random
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -250,3 +252,23 @@ def test_a_link_in_the_place_of_a_part_is_not_followed(server: Server, tmp_path:
     with suppress(DataError):
         get(server, tmp_path / "f")
     assert (tmp_path / "theirs").read_bytes() == b"theirs"
+
+
+HOLDS = "import sys, pathlib; from sightline.files import hold\n" + (
+    "it = hold(pathlib.Path(sys.argv[1])); print('held', flush=True); sys.stdin.read()"
+)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no locks there")
+def test_two_processes_do_not_fetch_one_file_at_once(server: Server, tmp_path: Path) -> None:
+    server.files["/file"] = Served(CONTENT)
+    command = [sys.executable, "-c", HOLDS, str(tmp_path / "f.part")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None and other.stdout.readline() == b"held\n"
+        with pytest.raises(DataError, match=r"another process is fetching it to .*/f; wait for that one"):
+            get(server, tmp_path / "f")
+        assert server.gets("/file") == [] and (tmp_path / "f.part").exists()
+        other.kill()
+        other.wait()
+    get(server, tmp_path / "f")
+    assert [path.name for path in tmp_path.iterdir()] == ["f"]

@@ -19,7 +19,7 @@ from typing import Any
 
 from sightline.connections import Refused, shown_url
 from sightline.errors import DataError
-from sightline.files import give_name, open_own, write_whole
+from sightline.files import give_name, hold, open_own, write_whole
 from sightline.network import DOWNLOAD, Bounds, opening, retry_after
 from sightline.runtime import say
 from sightline.terminal import printable
@@ -67,9 +67,33 @@ def fetch(
     Raises DataError when the server refuses, when it gives something else than the file (a web page, a wrong
     checksum), beyond the bounds, and after so many tries without a byte gained as they say.
     """
-    until = time.monotonic() + bounds.seconds
     target.parent.mkdir(parents=True, exist_ok=True)
     part = _part_of(target)
+    try:
+        held = hold(part)
+    except BlockingIOError:
+        raise DataError(f"{shown_url(url)}: another process is fetching it to {target}; wait for that one") from None
+    except OSError as error:
+        raise DataError(f"{part} cannot be written: {error.strerror}") from None
+    with held:
+        try:
+            _fetch(url, target, part, bounds, checksum, report, pause)
+        finally:
+            if not _size(part):
+                part.unlink(missing_ok=True)
+
+
+def _fetch(
+    url: str,
+    target: Path,
+    part: Path,
+    bounds: Bounds,
+    checksum: str | None,
+    report: Report,
+    pause: Callable[[float], None],
+) -> None:
+    """The same, when nobody else is at it."""
+    until = time.monotonic() + bounds.seconds
     failures, most = 0, _size(part)
     while True:
         try:
@@ -261,5 +285,6 @@ def _write_note(part: Path, note: _Note) -> None:
 
 
 def _forget(part: Path) -> None:
-    part.unlink(missing_ok=True)
+    with open_own(part, "wb"):
+        pass  # emptied and not removed, for it is held
     _note_path(part).unlink(missing_ok=True)
