@@ -15,8 +15,10 @@ from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM, PreTrainedCo
 from sightline.convert.anything import read
 from sightline.errors import ModelError
 from sightline.model import foreign
+from sightline.model.batched import replies
 from sightline.model.foreign import check_fits, open_config, open_fast_tokenizer, open_tokenizer
 from sightline.model.load import load
+from sightline.types import ask
 
 CONFIG, IMAGES = "config.json", "preprocessor_config.json"
 TOKENIZER, SPECIAL = "tokenizer_config.json", "special_tokens_map.json"
@@ -126,6 +128,21 @@ def test_a_large_tokenizer_passes(tmp_path: Path, opened: Any) -> None:
     fast.save_pretrained(tmp_path)
     LlamaConfig().save_pretrained(tmp_path)
     assert len(opened(tmp_path)) == 260_300
+
+
+def test_what_a_forward_pass_gives_is_not_for_a_folder_to_say(world: Path, tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(world / "run" / "hf", model)
+    content = json.loads((model / CONFIG).read_text())
+    for section in (content, content["text_config"], content["vision_config"]):
+        section |= {"return_dict": False, "output_attentions": True, "output_hidden_states": True}
+    (model / CONFIG).write_text(json.dumps(content))
+    question = [[ask("What is it?")]]
+    answers = [
+        replies(load(place, device="cpu"), question, max_new_tokens=5, batch_size=1)
+        for place in (model, world / "run" / "hf")
+    ]
+    assert answers[0] == answers[1]
 
 
 def test_a_model_and_an_adapter_in_one_folder(world: Path, tmp_path: Path) -> None:

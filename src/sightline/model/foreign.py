@@ -40,7 +40,11 @@ def open_config(name: str | Path) -> Any:
     """The configuration of a folder or hub id; ModelError where it is none of a model, or asks for too much."""
     with reading(name), quiet():
         config_settings(name)
-        return AutoConfig.from_pretrained(name, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+    for section in (config, *(getattr(config, part, None) for part in ("text_config", "vision_config"))):
+        if section is not None:  # what a forward pass gives is for its caller to say, and we say nothing
+            section.return_dict, section.output_attentions, section.output_hidden_states = True, False, False
+    return config
 
 
 def config_settings(name: str | Path) -> dict[str, Any]:
