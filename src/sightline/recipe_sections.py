@@ -56,6 +56,8 @@ class ModelRecipe(Section):
     """The prompt template, the same in training, chat and evaluation."""
     system: str | None = None
     """What the model is told before each conversation; null: what the template says, "": nothing."""
+    image_place: Literal["front", "kept"] = "front"
+    """front: the one image of a question stands in front of its words, as LLaVA and XTuner train it; kept: in place."""
     projector_from: str | None = None
     """Where the projector's weights come from: a run, a checkpoint, a model folder, a .pth or .bin file; null: new."""
     projector_depth: int = Field(2, ge=1, le=4)

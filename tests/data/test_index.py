@@ -66,7 +66,7 @@ def bad_rows(entry: DataRecipe, name: str, **more: Any) -> DataRecipe:
         7: one_turn("<image>", "x", image="../data.json"),
         11: one_turn("<image><image>", "x", image="0_0.jpg"),
         13: one_turn("Q " * 600, "x"),
-        17: one_turn("Q " * 600 + "<image>", "x", image="0_0.jpg"),
+        17: one_turn("<image>" + "Q " * 600 + "<image>", "x", image=["0_0.jpg", "0_0.jpg"]),
         19: None,
         23: one_turn("\ud800", "x"),
     }

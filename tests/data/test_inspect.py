@@ -96,7 +96,7 @@ def test_a_good_row(images: Path) -> None:
         (row("Say </s> or <|im_end|>", "A </s>"), ["control_token", "control_token"]),
         (row("Q", "word " * 600), ["too_long"]),
         (row("word " * 600, "A"), ["no_target"]),
-        (row("word " * 600 + "<image>", "A", image="good.jpg"), ["image_cut"]),
+        (row("<image>" + "word " * 600 + "<image>", "A", image=["good.jpg"] * 2), ["image_cut"]),
         (row("\ud800", "A"), ["other"]),
         (row("</s>" * 200 + "<image><image>", "A", image=["nowhere.jpg", "tiny.png"]),
          ["image_missing", "image_tiny", "control_token", "image_cut"]),

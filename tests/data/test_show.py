@@ -58,8 +58,8 @@ def test_every_stage_of_a_good_row(capsys: pytest.CaptureFixture[str]) -> None:
     size = Path("im/a.jpg").stat().st_size
     facts = f"40 x 60 px, turned upright (EXIF orientation 6), JPEG (RGB), {size} bytes, 16 tokens"
     assert f"1. a.jpg: {facts}\n" in out
-    assert "- <a.jpg>\n- '\\nWhat is it?'\n- ' '\n- 'ASSISTANT:'\n= ' '\n= 'A red one.'\n= '</s>'\n" in out
-    assert "Look: <image> x 16 tokens\nWhat is it? ASSISTANT:⟦ A red one.</s>⟧\n" in out
+    assert "- <a.jpg>\n- '\\nLook: \\nWhat is it?'\n- ' '\n- 'ASSISTANT:'\n= ' '\n= 'A red one.'\n= '</s>'\n" in out
+    assert "<image> x 16 tokens\nLook: \nWhat is it? ASSISTANT:⟦ A red one.</s>⟧\n" in out
     ids, labels = (line.split(": ")[1] for line in out.splitlines() if line.startswith(("ids: ", "labels: ")))
     assert "*16 " in ids and labels.startswith("-100*") and ids.endswith(labels.split(" ", 1)[1])
     assert out.endswith("Findings\nturned by EXIF: image a.jpg is turned upright (EXIF orientation 6); "

@@ -210,7 +210,7 @@ def test_images_keep_their_order_and_their_places() -> None:
     assert encoded.images == (image(9), image(3), image(1), image(2), image(1))
     text = prompter.tokenizer.decode(encoded.ids)
     four = IMAGE * FEATURES
-    assert f"Like {four}." in text and f"user\n{four}{four}a{four}<|im_end|>" in text and f"user\nc{four}<" in text
+    assert f"Like {four}." in text and f"user\n{four}{four}a{four}<|im_end|>" in text and f"user\n{four}\nc<" in text
     assert (encoded.ids == prompter.image_token_id).sum() == 5 * FEATURES
 
 

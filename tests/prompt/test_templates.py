@@ -14,8 +14,8 @@ from template_table import SAME, TABLE, WITH_SYSTEM
 from sightline import recipe
 from sightline.errors import DataError
 from sightline.prompt.render import render, to_jinja, to_text
-from sightline.prompt.templates import TEMPLATES
-from sightline.types import IMAGE, ImageRef, Message, Segment, Text, ask
+from sightline.prompt.templates import TEMPLATES, Template
+from sightline.types import IMAGE, ImageRef, Message, Segment, Text, ask, interleave
 
 IMAGES = (ImageRef("a.jpg"), ImageRef("b.jpg"))
 TWO_TURNS = (
@@ -103,7 +103,7 @@ def test_a_guard_sees_what_people_wrote_and_nothing_else() -> None:
         return text.upper()
 
     messages = [said("system", "s"), said("user", "a", "b", IMAGES[0], "c"), said("assistant", "d")]
-    text = to_text(render(TEMPLATES["vicuna"], messages, guard=guard))
+    text = to_text(render(replace(TEMPLATES["vicuna"], image_place="kept"), messages, guard=guard))
     assert seen == ["s", "ab", "c", "d"]
     assert text == "S USER: AB<image>C ASSISTANT: D"
 
@@ -126,14 +126,63 @@ def test_roles_out_of_order_are_refused(roles: list[str], message: str) -> None:
     assert str(error.value) == message
 
 
+# --- the place of images ----------------------------------------------------------------------------------------------
+
+
+def official(text: str) -> str:
+    """A user's words as LLaVA rewrites them before it trains on them.
+
+    `preprocess_multimodal` of llava/train/train.py (haotian-liu/LLaVA, v1.2.2); XTuner's `llava_map_fn` does the same.
+    """
+    if IMAGE not in text:
+        return text
+    return f"{IMAGE}\n{text.replace(IMAGE, '').strip()}".strip()
+
+
+def in_words(text: str) -> Message:
+    return Message("user", interleave(text, IMAGES[: text.count(IMAGE)]))
+
+
+PLACES = {
+    "What is it?\n<image>": "<image>\nWhat is it?",
+    "<image>\nWhat is it?": "<image>\nWhat is it?",
+    "<image>What is it?": "<image>\nWhat is it?",
+    " \n<image>  What is it? \n": "<image>\nWhat is it?",
+    "Is <image> red?": "<image>\nIs  red?",
+    "<image>": "<image>",
+    " <image>\n": "<image>",
+    " What? ": " What? ",
+}
+
+
+@pytest.mark.parametrize("text", PLACES)
+def test_the_one_image_of_a_question_stands_in_front(text: str) -> None:
+    assert official(text) == PLACES[text]
+    template = Template("bare", user="{}", opening="", answer="{}", end="", begin="", system=None)
+    assert to_text(render(template, [in_words(text)])) == PLACES[text]
+    assert to_text(render(replace(template, image_place="kept"), [in_words(text)])) == text
+
+
+@pytest.mark.parametrize("name", [name for name in TEMPLATES if not TEMPLATES[name].images_only])
+def test_exports_put_it_there_too(name: str) -> None:
+    for text in (*PLACES, "<image> and <image>", "so <image><image>\n"):
+        for template in (TEMPLATES[name], replace(TEMPLATES[name], image_place="kept")):
+            message = in_words(text)
+            expected = to_text(render(template, [message], bos="<s>", eos="</s>"))
+            assert jinja(template, [as_string(message)]) == expected
+            if template.image_place == "front" and text.count(IMAGE) < 2:
+                assert jinja(template, [as_parts(message)]) == expected
+
+
 # --- the exported template -------------------------------------------------------------------------------------------
 
 
-def jinja(name: str, messages: list[dict[str, Any]]) -> str:
+def jinja(name: str | Template, messages: list[dict[str, Any]]) -> str:
     """transformers' own rendering of the exported template."""
+    template = TEMPLATES[name] if isinstance(name, str) else name
     text: str = tokenizer_of("byte").apply_chat_template(
         messages,
-        chat_template=to_jinja(TEMPLATES[name], bos="<s>", eos="</s>"),
+        chat_template=to_jinja(template, bos="<s>", eos="</s>"),
         tokenize=False,
         add_generation_prompt=messages[-1]["role"] == "user",
     )

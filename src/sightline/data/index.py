@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -222,5 +222,6 @@ def _open(entry: DataRecipe, prompter: Prompter | None, max_length: int | None, 
 def _with_template(prompter: Prompter, name: str) -> Prompter:
     """The same prompter with another template; a system prompt that the recipe gives the model stays."""
     own = prompter.template
-    told = own.default_system if own != template_named(own.name, tokenizer=prompter.tokenizer) else None
-    return replace(prompter, template=template_named(name, told, tokenizer=prompter.tokenizer))
+    named = partial(template_named, tokenizer=prompter.tokenizer, image_place=own.image_place)
+    told = own.default_system if own != named(own.name) else None
+    return replace(prompter, template=named(name, told))

@@ -57,7 +57,7 @@ def make_prompter(spec: ModelRecipe) -> Prompter:
         image_processor = make_processor(image_processor, tiles)
     prompter = Prompter(
         tokenizer=tokenizer,
-        template=template_named(spec.template, spec.system, tokenizer=tokenizer),
+        template=template_named(spec.template, spec.system, tokenizer=tokenizer, image_place=spec.image_place),
         image_processor=image_processor,
         tokens_per_image=tokens,
         tiles=tiles,

@@ -34,7 +34,8 @@ from sightline.types import Message, Text, ask
 
 TEMPLATE_KEY = "prompt_template"
 SYSTEM_KEY = "system_prompt"
-"""Where the tokenizer_config.json of an export notes the name of its template."""
+PLACE_KEY = "image_place"
+"""Where the tokenizer_config.json of an export notes its template's name, system prompt and place of images."""
 
 
 @dataclass(frozen=True)
@@ -145,7 +146,8 @@ def recognise_template(tokenizer: Any, path: str | Path) -> Template:
     except Unrendered as error:
         raise ModelError(f"the chat template of {path}: {error}; name one with --prompt-template ({names})") from None
     begun = _begun(tokenizer, theirs)
-    system = tokenizer.init_kwargs.get(SYSTEM_KEY)
+    system, place = (tokenizer.init_kwargs.get(key) for key in (SYSTEM_KEY, PLACE_KEY))
+    kept: dict[str, Any] = {"image_place": "kept"} if place == "kept" else {}
     candidates = list(TEMPLATES.values())
     if isinstance(system, str):
         candidates += [replace(t, default_system=system) for t in TEMPLATES.values() if t.system is not None]
@@ -159,10 +161,10 @@ def recognise_template(tokenizer: Any, path: str | Path) -> Template:
     if not alike or noted == AUTO:
         try:
             own = own_template(tokenizer, str(path))
-            return replace(own, begin=begun + own.begin)
+            return replace(own, begin=begun + own.begin, **kept)
         except ModelError as error:
             raise ModelError(f"{error}; name one with --prompt-template ({names})") from None
-    return next((template for template in alike if template.name == noted), alike[0])
+    return replace(next((template for template in alike if template.name == noted), alike[0]), **kept)
 
 
 def _begun(tokenizer: Any, prompt: str) -> str:

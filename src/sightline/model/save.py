@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from transformers import GenerationConfig
 
 from sightline.files import appearing
-from sightline.model.load import SYSTEM_KEY, TEMPLATE_KEY, VLM
+from sightline.model.load import PLACE_KEY, SYSTEM_KEY, TEMPLATE_KEY, VLM
 from sightline.model.next import NEXT
 from sightline.model.projector import DEPTH_KEY, depth_of, exported_act, exported_state
 from sightline.model.tokenizer_json import begin_with, plain_merges
@@ -168,6 +168,7 @@ def write_tokenizer(prompter: Prompter, folder: Path, *, begins: bool, **setting
         "chat_template": jinja,
         TEMPLATE_KEY: prompter.template.name,
         SYSTEM_KEY: prompter.template.default_system,
+        PLACE_KEY: prompter.template.image_place,
     }
     if isinstance(written.get("extra_special_tokens"), list):
         # As transformers 4 calls a list of them; it takes the new name for a mapping, and stops.

@@ -18,7 +18,7 @@ from sightline.prompt.own_template import AUTO, own_template
 from sightline.prompt.paint import paint
 from sightline.prompt.pixels import fit_all, levels, look_up
 from sightline.prompt.render import render, to_text
-from sightline.prompt.templates import BOS, EOS, TEMPLATES, Template
+from sightline.prompt.templates import BOS, EOS, TEMPLATES, ImagePlace, Template
 from sightline.prompt.tiles import Tiles, cut_all
 from sightline.types import IGNORE, IMAGE, Encoded, ImageRef, Message, Segment, Text
 
@@ -272,7 +272,9 @@ class Prompter:
         return self._control.sub(lambda match: f"{match[0][0]} {match[0][1:]}", text)
 
 
-def template_named(name: str, system: str | None = None, *, tokenizer: Any = None) -> Template:
+def template_named(
+    name: str, system: str | None = None, *, tokenizer: Any = None, image_place: ImagePlace = "front"
+) -> Template:
     """A template by its name, with another system prompt if one is given; `auto` is the tokenizer's own.
 
     Raises ModelError naming the known ones, or with the reason why the tokenizer's own cannot be used.
@@ -285,6 +287,7 @@ def template_named(name: str, system: str | None = None, *, tokenizer: Any = Non
         raise ModelError(f"unknown prompt template {shown(name)}; known: {', '.join(TEMPLATES)}")
     if system and template.system is None:
         raise ModelError(f"model.system: the prompt template {name} has no place for a system prompt")
+    template = replace(template, image_place=image_place)
     return template if system is None else replace(template, default_system=system)
 
 

@@ -43,7 +43,7 @@ def render(
                     write(template.separator)
                 shared = template.user_after_system if behind == "system" else None
                 turn += 1
-                asked = message.images if template.images_only else message.content
+                asked = message.images if template.images_only else _asked(message, template)
                 write((template.user if shared is None else shared).replace(ROUND, str(turn)), asked)
                 write(template.opening)
             case "assistant":
@@ -51,6 +51,15 @@ def render(
                 write(template.end, target=True)
         behind = message.role
     return segments
+
+
+def _asked(message: Message, template: Template) -> Sequence[Part]:
+    """What a user's message shows and says, its one image in front of the words."""
+    images = message.images
+    if template.image_place == "kept" or len(images) != 1:
+        return message.content
+    words = "".join(part.text for part in message.content if isinstance(part, Text)).strip()
+    return (*images, Text(f"\n{words}")) if words else images
 
 
 def _system(template: Template) -> str:
@@ -103,11 +112,22 @@ def _marked(start: str, stop: str) -> str:
     )
 
 
+_ONE_IMAGE = (
+    "{% if message['content'] is string %}{% set pieces = message['content'].split('" + IMAGE + "') %}"
+    "{% set one = pieces | length == 2 %}{% set words = pieces | join('') | trim %}{% else %}"
+    "{% set texts = message['content'] | selectattr('type', 'equalto', 'text') | map(attribute='text') | list %}"
+    "{% set one = message['content'] | length == texts | length + 1 %}{% set words = texts | join('') | trim %}"
+    "{% endif %}"
+)
+"""Jinja that finds out whether a message shows exactly one image, and what it says."""
+
+
 def to_jinja(template: Template, *, bos: str = "", eos: str = "", marks: tuple[str, str] | None = None) -> str:
     """Write the template as a Jinja chat template, for programs that load an exported model.
 
-    Contents may be strings or lists of parts; an image in front of a message gets its own line, as in LLaVA's data.
-    With `marks`, contents are strings in which a program has put a text for each image that begins and ends so.
+    Contents may be strings or lists of parts; the one image of a message, and several in front of it, get a line each,
+    as in LLaVA's data. With `marks`, contents are strings in which a program has put a text for each image that begins
+    and ends so; there an image stays in its place, so whoever asks puts it in front.
     """
 
     def quoted(text: str) -> str:
@@ -137,6 +157,9 @@ def to_jinja(template: Template, *, bos: str = "", eos: str = "", marks: tuple[s
         line = image + "{% if ns.front %}{{ '\\n' }}{% endif %}"
         asked = contents(string, "{% set ns.front = false %}" + text, line)
         asked = "{% set ns = namespace(front=true) %}" + asked
+        if template.image_place == "front":
+            words = image + "{% if words %}{{ '\\n' ~ words }}{% endif %}"
+            asked = _ONE_IMAGE + "{% if one %}" + words + "{% else %}" + asked + "{% endif %}"
     told, default = "{{ raise_exception('There is no place for a system prompt.') }}", ""
     if template.system is not None:
         told = framed(template.system, said)

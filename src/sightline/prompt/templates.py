@@ -7,6 +7,9 @@ conversation modes of LLaVA and LLaVA-NeXT; docs/templates.md says where one dep
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Literal
+
+ImagePlace = Literal["front", "kept"]
 
 BOS, EOS, ROUND = "{bos}", "{eos}", "{round}"
 """Stand in a template's strings for the tokenizer's own tokens, and for the number of the turn (from 1)."""
@@ -35,6 +38,9 @@ class Template:
     begin: str = BOS
     images_only: bool = False
     """Whether the words of the user are left out (LLaVA's captioning stage)."""
+    image_place: ImagePlace = "front"
+    """front: the one image of a user's turn stands in front of its words, as LLaVA, LLaVA-NeXT and XTuner train it;
+    kept: where it was written. Several images of a turn stay in their places."""
     stop: tuple[str, ...] = ()
     """Further strings that end an answer."""
     tokens: tuple[str, ...] = ()
