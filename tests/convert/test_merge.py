@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
+import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import llama_like
 import pytest
@@ -11,10 +14,13 @@ import tiny
 import torch
 import xtuner_like
 from peft import LoraConfig, get_peft_model
-from safetensors.torch import load_file
-from transformers import AutoTokenizer, CLIPVisionModel
+from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer, CLIPVisionModel, LlamaForCausalLM, LlavaForConditionalGeneration
 
 from sightline import cli
+from sightline.convert import merge as merge_module
+from sightline.recipe import load_recipe
+from sightline.train.loop import train
 
 
 def merge(*words: str | Path) -> int:
@@ -79,3 +85,83 @@ def test_an_adapter_in_the_cache_of_the_hub(tmp_path: Path, monkeypatch: pytest.
     assert merge(base, adapter, tmp_path / "here") == merge(base, "xtuner/lora", tmp_path / "hubs") == 0
     here, hubs = (load_file(tmp_path / name / "model.safetensors") for name in ("here", "hubs"))
     assert all(torch.equal(here[name], hubs[name]) for name in here)
+
+
+def changed(model: Any, spread: float = 0.05) -> Any:
+    """What peft has put into a model, as if it had learned."""
+    torch.manual_seed(4)
+    for name, parameter in model.named_parameters():
+        if "lora_" in name or "modules_to_save" in name:
+            parameter.data.add_(torch.randn_like(parameter) * spread)
+    return model.eval()
+
+
+@pytest.mark.parametrize(
+    "lora",
+    [
+        {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]},
+        {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]},
+        {"target_modules": ["q_proj", "embed_tokens"]},
+        {"target_modules": ["q_proj"]},
+    ],
+)
+def test_tied_embeddings_of_which_one_end_has_learned(tmp_path: Path, lora: dict[str, Any]) -> None:
+    base = tiny.make_llm(tmp_path / "base", tie_word_embeddings=True)
+    model = get_peft_model(LlamaForCausalLM.from_pretrained(base), LoraConfig(r=4, task_type="CAUSAL_LM", **lora))
+    changed(model).save_pretrained(tmp_path / "adapter")
+    assert merge(base, tmp_path / "adapter", tmp_path / "out") == 0
+    ids = torch.arange(3, 30)[None]
+    found = LlamaForCausalLM.from_pretrained(tmp_path / "out").eval()(input_ids=ids).logits
+    torch.testing.assert_close(found, model(input_ids=ids).logits, rtol=1e-4, atol=1e-5)
+    both = "lm_head.weight" in load_file(tmp_path / "out" / "model.safetensors")
+    assert both == (len(lora["target_modules"]) > 1 or "modules_to_save" in lora)
+
+
+def test_outputs_that_differ_fail_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = tiny.make_llm(tmp_path / "llm")
+    lora = xtuner_like.factors(xtuner_like.weights(base), "q_proj")
+    adapter = xtuner_like.write_adapter(tmp_path / "adapter", lora)
+    monkeypatch.setattr(merge_module, "merged", lambda tensors, folder, own: dict(tensors))  # forgets the adapter
+    assert merge(base, adapter, tmp_path / "out") == 2
+    assert "merged and unmerged, the outputs differ by up to" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("spelling", ["transformers 5", "transformers 4"])
+def test_an_adapter_of_a_whole_llava(
+    tmp_path: Path, spelling: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As TRL, ms-swift and LLaMA-Factory save them."""
+    recipe = load_recipe(str(tiny.write_recipe(tmp_path / "w", optim={"max_steps": 1})))
+    llava = train(recipe, tmp_path / "run")
+    lora = LoraConfig(
+        r=4, target_modules=r".*language_model.*\.(q_proj|v_proj)", modules_to_save=["multi_modal_projector"]
+    )
+    changed(get_peft_model(LlavaForConditionalGeneration.from_pretrained(llava), lora), 0.3).save_pretrained(
+        tmp_path / "adapter"
+    )
+    if spelling == "transformers 4":
+        file = tmp_path / "adapter" / "adapter_model.safetensors"
+        names = {"model.model.language_model.": "model.language_model.model.", "model.model.multi": "model.multi"}
+        renamed = {re.sub("|".join(names), lambda m: names[m[0]], key): t for key, t in load_file(file).items()}
+        assert renamed.keys().isdisjoint(load_file(file))
+        save_file(renamed, file, metadata={"format": "pt"})
+    assert merge(llava, tmp_path / "adapter", tmp_path / "out") == 0
+    out = load_file(tmp_path / "out" / "model.safetensors")
+    before = load_file(llava / "model.safetensors")
+    learned = {name for name in out if not torch.equal(out[name], before[name])}
+    assert any("multi_modal_projector" in name for name in learned) and any("q_proj" in name for name in learned)
+    image = str(next((tmp_path / "w" / "world" / "images").glob("*.jpg")))
+    answers = []
+    capsys.readouterr()
+    for words in ([tmp_path / "out"], [llava, "--adapter", tmp_path / "adapter"], [llava]):
+        monkeypatch.setattr("sys.stdin", io.StringIO("What is it?\n"))
+        chat = ["chat", *words, "--image", image, "--temperature", "0", "--max-new-tokens", "12"]
+        assert cli.main([str(word) for word in chat]) == 0
+        answers.append(capsys.readouterr().out)
+    assert answers[0] == answers[1] != answers[2]
+    assert cli.main(["convert", str(tmp_path / "adapter"), str(tmp_path / "x"), "--to", "official"]) == 2
+    said = capsys.readouterr().err
+    assert "is an adapter of peft, made for" in said and "sightline convert merge MODEL" in said

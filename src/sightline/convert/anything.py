@@ -11,6 +11,8 @@ import torch
 
 from sightline.convert import hf
 from sightline.convert.hub import located
+from sightline.convert.lora import CONFIG as ADAPTER
+from sightline.convert.lora import is_adapter
 from sightline.convert.source import Source
 from sightline.convert.tensors import read_json
 from sightline.convert.verify import Proof, compare, write_proof
@@ -67,6 +69,12 @@ def recognise(path: Path) -> str:
         return "run"
     if checkpoints(path) and model_folder(path) == path:
         return "run"
+    if is_adapter(path) and not (path / "config.json").is_file():
+        base = read_json(path / ADAPTER).get("base_model_name_or_path")
+        raise ModelError(
+            f"{path} is an adapter of peft{f', made for {shown(base)}' if base else ''}: put it into its model by "
+            f"sightline convert merge MODEL {path} OUT"
+        )
     config = _config(Path(model_folder(path)))
     if "mm_projector_type" in config or "mm_hidden_size" in config:
         return "official"

@@ -153,11 +153,33 @@ def put_together(
 
 
 def with_adapter(vlm: VLM, adapter: str, *, bits: int | None) -> VLM:
-    """A whole model with an adapter in the weights of its language model; ModelError where those are of few bits."""
+    """A whole model with an adapter of it, or of its language model alone, in its weights.
+
+    Raises ModelError where those are of few bits, or the adapter is of another model.
+    """
     if bits is not None:
         raise ModelError(f"--adapter and --bits {bits}: an adapter is added to whole weights; leave one of them out")
-    merge_folder(vlm.model, _fetched(adapter), _llm_name)
+    merge_folder(vlm.model, _fetched(adapter), whole_name)
     return vlm
+
+
+WHOLE_NAMES = (
+    ("language_model.lm_head.", "lm_head."),
+    ("language_model.model.", "model.language_model."),
+    ("vision_tower.vision_model.", "model.vision_tower."),
+    ("vision_tower.", "model.vision_tower."),
+    ("multi_modal_projector.", "model.multi_modal_projector."),
+)
+"""How adapters of a whole LLaVA begin names: those of transformers 4, and 5's as they are in memory."""
+
+
+def whole_name(name: str) -> str:
+    """A name in an adapter of a whole LLaVA, or of its language model alone -> the one in memory."""
+    for old, new in WHOLE_NAMES:
+        inner = name.removeprefix("model.")
+        if inner.startswith(old):
+            return new + inner.removeprefix(old)
+    return name if name.startswith("model.language_model.") else _llm_name(name)
 
 
 def _llm_name(name: str) -> str:
