@@ -87,6 +87,22 @@ def test_an_adapter_in_the_cache_of_the_hub(tmp_path: Path, monkeypatch: pytest.
     assert all(torch.equal(here[name], hubs[name]) for name in here)
 
 
+@pytest.mark.parametrize("spelling", ["transformers 4", "transformers 5"])
+def test_a_vision_tower_whose_adapter_sightline_or_xtuner_wrote(tmp_path: Path, spelling: str) -> None:
+    """They name layers as transformers 4 has them, one level deeper, and list them one by one."""
+    tower = tiny.make_tower(tmp_path / "tower")
+    weights = {name.removeprefix("vision_model."): tensor for name, tensor in xtuner_like.weights(tower).items()}
+    lora = xtuner_like.factors(weights, "q_proj", "fc1")
+    deeper = "vision_model." if spelling == "transformers 4" else ""
+    layers = sorted({f"{deeper}{name.partition('.lora_')[0]}" for name in lora})
+    written = {f"{deeper}{name}": tensor for name, tensor in lora.items()}
+    adapter = xtuner_like.write_adapter(tmp_path / "adapter", written, target_modules=layers)
+    assert merge(tower, adapter, tmp_path / "out", "--is-clip") == 0
+    found = xtuner_like.weights(tmp_path / "out")
+    for name, tensor in xtuner_like.merged(weights, lora).items():
+        torch.testing.assert_close(found[f"vision_model.{name}"], tensor, rtol=1e-5, atol=1e-5)
+
+
 def changed(model: Any, spread: float = 0.05) -> Any:
     """What peft has put into a model, as if it had learned."""
     torch.manual_seed(4)

@@ -146,19 +146,26 @@ def _difference(base: Path, adapter: Path, result: Path, config: Any, is_clip: b
 
 
 def _wrapped(whole: Any, adapter: Path) -> Any:
-    """The model with the adapter beside its weights, by peft, which does not know all spellings of a LLaVA's names."""
+    """The model with the adapter beside its weights, by peft, which knows names in one spelling only."""
     with calm_bitsandbytes():
         from peft import PeftConfig, PeftModel, get_peft_model, set_peft_model_state_dict
 
-    if whole.config.model_type not in WHOLE:
+    kind = whole.config.model_type
+    if kind not in WHOLE and not isinstance(whole, CLIPVisionModel):
         return PeftModel.from_pretrained(whole, adapter, trust_remote_code=False)
-    config = PeftConfig.from_pretrained(adapter, trust_remote_code=False)
+    rename = whole_name if kind in WHOLE else _clip_name
+    config: Any = PeftConfig.from_pretrained(adapter, trust_remote_code=False)
+    if not isinstance(config.target_modules, str):  # a list of names; else a pattern
+        config.target_modules = {rename(name) for name in config.target_modules}
     wrapped = get_peft_model(whole, config)
-    state = {f"{PREFIX}{whole_name(name)}": tensor.read() for name, tensor in adapter_tensors(adapter).items()}
-    odd = set_peft_model_state_dict(wrapped, state).unexpected_keys
-    if odd:
+    state = {f"{PREFIX}{rename(name)}": tensor.read() for name, tensor in adapter_tensors(adapter).items()}
+    if odd := set_peft_model_state_dict(wrapped, state).unexpected_keys:
         raise ModelError(f"the adapter {adapter} does not belong to this model ({len(odd)} tensors, such as {odd[0]})")
     return wrapped
+
+
+def _clip_name(name: str) -> str:
+    return name.removeprefix("vision_model.")
 
 
 def _opened(folder: Path, *, config: Any, is_clip: bool) -> tuple[Any, Callable[[Any], torch.Tensor]]:
