@@ -6,11 +6,17 @@ import argparse
 import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sightline.errors import RecipeError, UserError
 from sightline.files import write_whole
 from sightline.recipes import find_recipe, is_path, read_yaml, shipped
+
+if TYPE_CHECKING:
+    from sightline.recipe import Recipe
+
+COUNTED = 64 << 20
+"""Bytes of a file whose rows are counted by `recipe check`; `train` and `data check` count all."""
 
 
 def arguments_list(parser: argparse.ArgumentParser) -> None:
@@ -73,6 +79,7 @@ def run_check(args: argparse.Namespace) -> None:
     """Check recipes and name all errors of all of them; the exit code is 2 if there are any."""
     from sightline.data.layouts import check_names
     from sightline.recipe import load_recipe
+    from sightline.train.beforehand import remarks
 
     problems = []
     for file in args.files:
@@ -84,10 +91,31 @@ def run_check(args: argparse.Namespace) -> None:
         try:
             check_names(recipe.data)
             print(f"{file}: ok")
+            for line in remarks(recipe, _rows(recipe)):
+                print(f"  {line}")
         except UserError as error:
             problems += [f"{file}: {line}" for line in str(error).split("\n")]
     if problems:
         raise RecipeError("\n".join(problems))
+
+
+def _rows(recipe: Recipe) -> int | None:
+    """How many rows an epoch has, where its files are at hand and small enough to be counted in a moment."""
+    from sightline.data.meta import is_meta
+    from sightline.data.sources import open_rows
+
+    count = 0.0
+    for entry in recipe.data:
+        if entry.path is None or not Path(entry.path).is_file() or Path(entry.path).stat().st_size > COUNTED:
+            return None
+        try:
+            if is_meta(entry.path):
+                return None
+            rows = len(open_rows(entry.path))
+        except UserError:  # `data check` tells it
+            return None
+        count += min(rows, entry.head or rows) * entry.ratio * entry.repeat
+    return round(count)
 
 
 def arguments_schema(parser: argparse.ArgumentParser) -> None:

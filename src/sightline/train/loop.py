@@ -31,6 +31,7 @@ from sightline.model.weights import (
 )
 from sightline.recipe import Recipe
 from sightline.runtime import console, pick_device, pick_dtype, rank, say, seed_everything, versions, world_size
+from sightline.train.beforehand import check_learnable, remarks
 from sightline.train.checkpoint import (
     check_data,
     check_step,
@@ -92,8 +93,11 @@ def train_in(
     check_length(recipe.model, recipe.batch.max_length)
     check_bits(recipe.model, recipe.tune, device)
     dataset = open_dataset(recipe.data, prompter, recipe.batch.max_length, console, seed=recipe.run.seed)
+    check_learnable(recipe, len(dataset), int(dataset.images.sum()))
     if state is not None:
         check_data(state, dataset.fingerprint)
+    for line in remarks(recipe, len(dataset)):
+        say(line)
     seed_everything(recipe.run.seed)
     vlm = assemble(recipe.model, prompter)
     plan = Plan(
