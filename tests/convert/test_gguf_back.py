@@ -14,6 +14,7 @@ import tiny
 import torch
 from gguf import GGUFReader
 from llama_cpp import assembled
+from safetensors.torch import load_file, save_file
 
 from sightline import cli
 from sightline.convert import gguf, gguf_back, hf
@@ -94,6 +95,51 @@ def test_formats_differ_no_more_than_they_must(hub: Path, tmp_path: Path, quanti
     gguf.write(source, tmp_path / "gguf", quantize=quantize)
     proof = prove(source, source, tmp_path / "gguf", quantize=quantize, mend_clip=False)
     assert least < proof.largest_difference / proof.spread < NEAR[quantize] / 2
+
+
+@pytest.fixture(scope="module")
+def touchy(tmp_path_factory: pytest.TempPathFactory, tower: Path) -> Path:
+    """A model whose answers small changes turn over, as those of large random ones: every layer doubles differences."""
+    folder = tmp_path_factory.mktemp("touchy")
+    llm = tiny.make_llm(folder / "llm", num_hidden_layers=8)
+    weights = load_file(llm / "model.safetensors")
+    for name, weight in weights.items():
+        if "layers" in name and weight.ndim > 1:
+            weight *= 12
+    save_file(weights, llm / "model.safetensors", metadata={"format": "pt"})
+    assembled(folder / "hf", llm, tower)
+    return folder / "hf"
+
+
+def test_a_model_that_rounding_turns_over_is_not_refused(touchy: Path, tmp_path: Path) -> None:
+    source = hf.read(touchy)
+    gguf.write(source, tmp_path / "gguf", quantize="f16")
+    proof = prove(source, source, tmp_path / "gguf", quantize="f16", mend_clip=False)
+    assert proof.largest_difference > NEAR["f16"] * proof.spread, "the usual tolerance would refuse it"
+
+
+def test_a_wrong_export_of_it_is(touchy: Path, tmp_path: Path) -> None:
+    source = hf.read(touchy)
+    gguf.write(source, tmp_path / "gguf", quantize="f16")
+    name = "language_model.model.layers.0.self_attn.q_proj.weight"
+    planted = {**source.tensors, name: source.tensors[name].then(lambda weight: weight.roll(1, 0))}
+    with pytest.raises(CheckpointError, match=r"layers\.0\.self_attn\.q_proj\.weight has other numbers"):
+        prove(source, replace(source, tensors=planted), tmp_path / "gguf", quantize="f16", mend_clip=False)
+
+
+def test_wrong_logits_are_refused_whatever_rounding_does(
+    touchy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Planted where no number of a tensor is wrong: the file's positions turn at another pace."""
+    source = hf.read(touchy)
+    gguf.write(source, tmp_path / "gguf", quantize="f16")
+
+    def slower(config: Any, file: Any) -> None:
+        config.rope_parameters = {**config.rope_parameters, "rope_theta": 20.0}
+
+    monkeypatch.setattr(gguf_back, "_take_rope", slower)
+    with pytest.raises(CheckpointError, match="answers otherwise than"):
+        prove(source, source, tmp_path / "gguf", quantize="f16", mend_clip=False)
 
 
 def test_a_model_in_memory_stays_as_it_is(hub: Path, tmp_path: Path) -> None:

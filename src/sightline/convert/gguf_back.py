@@ -43,7 +43,24 @@ def prove(given: Source, source: Source, folder: Path, *, quantize: str, mend_cl
     back = read_back(source, folder, quantize=quantize, mend_clip=mend_clip)
     _check_numbers(source, back, LOST[quantize])
     near = NEAR[quantize] if given.dtype == source.dtype else max(NEAR[quantize], NEAR["bf16"])
-    return compare(given, back, near=near)
+    return compare(given, back, near=near, rounded=lambda: _rounded(source, quantize))
+
+
+def _rounded(source: Source, quantize: str) -> Source:
+    """The source with its matrices as a number format has them, which does not ask how the files were written."""
+    gguf = gguf_package()
+    kind = gguf.GGMLQuantizationType[quantize.upper()]
+    block = gguf.GGML_QUANT_SIZES[kind][0]
+
+    def rounded(weight: torch.Tensor) -> torch.Tensor:
+        numbers = weight.float().contiguous().numpy()
+        return torch.from_numpy(gguf.quants.dequantize(gguf.quants.quantize(numbers, kind), kind).copy())
+
+    tensors = {
+        name: tensor.then(rounded) if len(tensor.shape) > 1 and tensor.shape[-1] % block == 0 else tensor
+        for name, tensor in source.tensors.items()
+    }
+    return replace(source, tensors=tensors)
 
 
 def _check_numbers(source: Source, back: Source, lost: float) -> None:
