@@ -14,7 +14,7 @@ from sightline.limits import Limits, limits, use
 from sightline.model.load import recognise_template
 from sightline.prompt.chat_template import Unrendered, chat_template
 from sightline.prompt.own_template import own_template
-from sightline.types import ask
+from sightline.types import ImageRef, ask
 
 DOUBLED = "{% set n = namespace(x='ab') %}{% for i in range(60) %}{% set n.x = n.x ~ n.x %}{% endfor %}{{ n.x }}"
 LOOPS = "{% for a in range(99999) %}{% for b in range(99999) %}{% for c in range(99999) %}" + "{% endfor %}" * 3
@@ -86,3 +86,28 @@ def test_it_is_transformers_own_rendering() -> None:
         for text in ("a", 'quote " and 中文', "x" * 100_000)
     ]
     assert found == wanted
+
+
+LLAVA_HF = (
+    "{% for message in messages %}{% if message['role'] != 'system' %}{{ message['role'].upper() + ': ' }}{% endif %}"
+    "{% for part in message['content'] | selectattr('type', 'equalto', 'image') %}{{ '<image>\\n' }}{% endfor %}"
+    "{% for part in message['content'] | selectattr('type', 'equalto', 'text') %}{{ part['text'] + ' ' }}{% endfor %}"
+    "{% endfor %}{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
+)
+"""Walks over parts and ends no answer, as that of llava-1.5-7b-hf."""
+
+
+def test_a_template_that_walks_over_parts(capsys: pytest.CaptureFixture[str]) -> None:
+    made = tokenizer(LLAVA_HF)
+    with chat_template(made) as write:
+        assert write([ask("What?", [ImageRef("a.jpg")])]) == "USER: <image>\n\nWhat? ASSISTANT:"
+    found = recognise_template(made, "llava-hf/llava-1.5-7b-hf")
+    assert (found.name, found.default_system, found.end) == ("vicuna", "", "{eos}")
+    assert "leaves out what ends an answer; it is read as vicuna" in capsys.readouterr().err
+
+
+def test_parts_with_ends_are_read_as_they_are() -> None:
+    end = "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}{% if add"
+    ended = LLAVA_HF.replace("{% endfor %}{% if add", end)
+    found = own_template(tokenizer(ended), "some/model")
+    assert (found.name, found.user, found.end) == ("auto", "USER: {} ASSISTANT:", "</s>")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from sightline.model.tune import check_quantizable
 from sightline.model.vision import check_feature_layer, tokens_per_image
 from sightline.prompt.chat_template import Unrendered, chat_template
 from sightline.prompt.own_template import AUTO, own_template
-from sightline.prompt.prompter import Prompter, template_named
+from sightline.prompt.prompter import Prompter, template_named, why_not
 from sightline.prompt.render import render, to_text
 from sightline.prompt.templates import TEMPLATES, Template
 from sightline.recipe import TuneRecipe
@@ -163,8 +164,25 @@ def recognise_template(tokenizer: Any, path: str | Path) -> Template:
             own = own_template(tokenizer, str(path))
             return replace(own, begin=begun + own.begin, **kept)
         except ModelError as error:
+            if endless := _without_ends(theirs, messages, tokenizer):
+                say(f"the chat template of {path} leaves out what ends an answer; it is read as {endless.name}")
+                return replace(endless, **kept)
             raise ModelError(f"{error}; name one with --prompt-template ({names})") from None
     return replace(next((template for template in alike if template.name == noted), alike[0]), **kept)
+
+
+def _without_ends(theirs: str, messages: Sequence[Message], tokenizer: Any) -> Template | None:
+    """The known template without a system prompt that differs from what was written in what ends an answer alone.
+
+    The llava-hf models' templates leave that out, though the models have learnt to say it.
+    """
+    bos, eos = tokenizer.bos_token or "", tokenizer.eos_token or ""
+    for template in TEMPLATES.values():
+        bare = replace(template, default_system="")
+        ours = to_text(render(replace(bare, end=" ", begin=""), messages, bos=bos, eos=eos))
+        if ours.split() == theirs.removeprefix(bos).split() and not why_not(bare, tokenizer):
+            return bare
+    return None
 
 
 def _begun(tokenizer: Any, prompt: str) -> str:

@@ -11,7 +11,7 @@ from sightline.child import Failed, in_child
 from sightline.errors import ModelError
 from sightline.limits import limits, remedy
 from sightline.prompt.paint import printable
-from sightline.types import Message
+from sightline.types import Message, Text
 
 Write = Callable[[Sequence[Message]], str]
 
@@ -28,13 +28,14 @@ def chat_template(tokenizer: Any) -> Iterator[Write]:
     """
     import transformers.utils.chat_template_utils  # noqa: F401 - before the fork, which would import it each time
 
-    def render(messages: list[dict[str, str]]) -> str:
+    def render(messages: list[dict[str, Any]]) -> str:
         asked = messages[-1]["role"] == "user"
         written = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=asked)
         if not isinstance(written, str):
             raise TypeError(f"it gives a {type(written).__name__}, no text")
         return written
 
+    in_parts: bool | None = None
     most = limits()
     with in_child(
         render,
@@ -44,8 +45,11 @@ def chat_template(tokenizer: Any) -> Iterator[Write]:
     ) as ask:
 
         def write(messages: Sequence[Message]) -> str:
+            nonlocal in_parts
             try:
-                written: str = ask([{"role": message.role, "content": message.text} for message in messages])
+                if in_parts is None:
+                    in_parts = _takes_parts(ask)
+                written: str = ask([_plain(message, in_parts) for message in messages])
             except Failed as error:
                 more = f" ({remedy(name, 10 * getattr(most, name))})" if (name := _bound(error)) else ""
                 said = printable(shorten(str(error), 200, placeholder=" ..."))
@@ -53,6 +57,30 @@ def chat_template(tokenizer: Any) -> Iterator[Write]:
             return written
 
         yield write
+
+
+def _plain(message: Message, in_parts: bool) -> dict[str, Any]:
+    content: Any = message.text
+    if in_parts:
+        images = [{"type": "image"} for _ in message.images]
+        content = [
+            *images,
+            *({"type": "text", "text": part.text} for part in message.content if isinstance(part, Text)),
+        ]
+    return {"role": message.role, "content": content}
+
+
+def _takes_parts(ask: Callable[[Any], Any]) -> bool:
+    """Whether a template walks over lists of parts, as the llava-hf models' do, and finds nothing in a string."""
+    probe = Message("user", (Text("probe"),))
+    for in_parts in (False, True):
+        try:
+            if "probe" in ask([_plain(probe, in_parts)]):
+                return in_parts
+        except Failed as error:
+            if error.bound:
+                raise
+    return False
 
 
 def _bound(error: Failed) -> str | None:
