@@ -89,13 +89,12 @@ def _serve(answer: Answer, questions: int, answers: int, seconds: float, megabyt
         silence = os.open(os.devnull, os.O_RDWR)
         for stream in (0, 1, 2):  # libraries that die have much to say
             os.dup2(silence, stream)
-        most = _address_space() + int(megabytes * 1e6)
-        resource.setrlimit(resource.RLIMIT_AS, (most, resource.getrlimit(resource.RLIMIT_AS)[1]))
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        _bound(resource.RLIMIT_AS, _address_space() + megabytes * 1e6)
+        _bound(resource.RLIMIT_CORE, 0)
         while (question := _read(questions, None)) is not None:
             # Ends a child whose parent was killed meanwhile.
             spent = sum(os.times()[:2])
-            resource.setrlimit(resource.RLIMIT_CPU, (int(spent + seconds) + 2, resource.RLIM_INFINITY))
+            _bound(resource.RLIMIT_CPU, spent + seconds + 2)
             try:
                 content = json.dumps({"answer": answer(json.loads(question))})
             except MemoryError:
@@ -105,6 +104,15 @@ def _serve(answer: Answer, questions: int, answers: int, seconds: float, megabyt
             _write(answers, content.encode())
     finally:
         os._exit(0)
+
+
+def _bound(kind: int, most: float) -> None:
+    """Let this process have no more of something; nor more than the user's own bound (`ulimit`), which stays."""
+    import resource
+
+    _, hard = resource.getrlimit(kind)
+    largest = (1 << 62) if hard == resource.RLIM_INFINITY else hard
+    resource.setrlimit(kind, (int(min(most, largest)), hard))
 
 
 def _told(error: BaseException) -> str:
