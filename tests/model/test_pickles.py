@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import json
 import os
 import pickle
 import zipfile
@@ -12,7 +13,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tiny
 import torch
+from safetensors.torch import load_file
 
 from sightline.errors import ModelError
 from sightline.limits import Limits, use
@@ -190,6 +193,33 @@ HOSTILE = {
     "gigantic number": b"\x80\x02}\x8a\x09" + b"\x00" * 8 + b"\x01K\x01s.",
     "extension": b"\x80\x02\x84\x01\x00\x00\x00.",
 }
+
+
+def nested(depth: int) -> bytes:
+    """A pair of itself as a key, written with what torch's own careful reader takes, which would hash it for ever."""
+    pairs = (b"h" + bytes([number]) + b"\x86q" + bytes([number + 1]) for number in range(depth))
+    return b"\x80\x02}Nq\x00" + b"".join(pairs) + b"K\x01s."
+
+
+@pytest.mark.parametrize("file", ["pytorch_model.bin", "pytorch_model-00001-of-00001.bin"])
+def test_weights_that_transformers_would_read(tmp_path: Path, file: str) -> None:
+    from sightline.model.llm import load_llm
+    from sightline.model.vision import load_tower, vision_config
+
+    for folder, load in (
+        (tiny.make_llm(tmp_path / "llm"), load_llm),
+        (tiny.make_tower(tmp_path / "tower"), lambda name: load_tower(name, vision_config(name, -2))),
+    ):
+        weights = load_file(folder / "model.safetensors")
+        (folder / "model.safetensors").unlink()
+        torch.save(weights, folder / file)
+        if file != "pytorch_model.bin":
+            index = {"metadata": {}, "weight_map": dict.fromkeys(weights, file)}
+            (folder / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+        load(str(folder))
+        written(folder / file, nested(12), False)
+        with pytest.raises(ModelError, match=f"cannot read .*{file}: it is damaged"):
+            load(str(folder))
 
 
 @pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])

@@ -11,8 +11,9 @@ import pytest
 import torch
 from runs import SHORT, contents
 
-from sightline.errors import CheckpointError
+from sightline.errors import CheckpointError, ModelError
 from sightline.recipe import load_recipe
+from sightline.train import checkpoint
 from sightline.train.loop import train
 
 
@@ -115,3 +116,16 @@ def with_moments(path: Path, run: Path, change: Callable[[Any], object], other: 
     said["files"][file.name] = file.stat().st_size
     (file.parent / "state.json").write_text(json.dumps(said), encoding="utf-8")
     train(load_recipe(str(path), SHORT), run, resume="auto")
+
+
+def test_moments_are_read_within_bounds(path: Path, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By our own reader first: a key in torch's may be such that it is hashed for ever."""
+    read: list[Path] = []
+
+    def stop(path: Path) -> None:
+        read.append(path)
+        raise ModelError("no")
+
+    monkeypatch.setattr(checkpoint, "read_pickle", stop)
+    assert "optimizer.pt cannot be read" in refused(path, run)
+    assert read == [run / "checkpoint-2" / "optimizer.pt"]

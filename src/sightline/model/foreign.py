@@ -18,6 +18,7 @@ from transformers.utils import cached_file
 from sightline.child import Failed, in_child
 from sightline.errors import ModelError
 from sightline.limits import limits, remedy
+from sightline.model.pickles import read_pickle
 from sightline.model.reading import quiet, reading
 from sightline.model.settings import (
     check_config,
@@ -135,6 +136,7 @@ def check_fits(name: str | Path, build: Callable[[], Any]) -> None:
     Otherwise it would be built, filled with random numbers, and only then found not to fit. `build` makes the model on
     the meta device.
     """
+    _check_pickles(name)
     folder = Path(name)
     if not folder.is_dir():
         return
@@ -146,6 +148,17 @@ def check_fits(name: str | Path, build: Callable[[], Any]) -> None:
             f"the config.json of {name} describes a model of {wanted / 1e9:.1f} billion numbers, and the weights there "
             f"are {held / 1e9:.2f} GB; copy both again from the same place"
         )
+
+
+def _check_pickles(name: str | Path) -> None:
+    """Raise ModelError for a .bin that holds more than weights: transformers would read it without our bounds."""
+    with reading(name), quiet():
+        if any(_file(name, file) for file in ("model.safetensors", "model.safetensors.index.json")):
+            return  # which transformers takes first
+        index = _json(name, "pytorch_model.bin.index.json") or {}
+        for file in sorted({"pytorch_model.bin", *index.get("weight_map", {}).values()}):
+            if (path := _file(name, file)) is not None:
+                read_pickle(path)
 
 
 def _file(name: str | Path, file: str) -> Path | None:

@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 from sightline.errors import CheckpointError
 from sightline.files import appearing, sweep
+from sightline.model.pickles import read_pickle
 from sightline.model.save import size_of
 from sightline.model.weights import (
     LEARNED,
@@ -185,6 +186,7 @@ def load_optimizer(state: State, optimizer: Any) -> None:
     optimizer = getattr(optimizer, "optimizer", optimizer)  # Accelerate's wrapper
     rates = [dict(group) for group in optimizer.param_groups]
     try:
+        read_pickle(state.folder / OPTIMIZER)  # within our bounds, which torch's own reader has not
         optimizer.load_state_dict(torch.load(state.folder / OPTIMIZER, map_location="cpu", weights_only=True))
     except Exception as error:  # what is no state of an optimiser makes it fall over in every way there is
         raise CheckpointError(
