@@ -13,7 +13,7 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, CLIPVisionModel, GPT2Config, GPT2LMHeadModel
 
-from sightline.convert.lora import adapter_config, merged
+from sightline.convert.lora import adapter_config, check_for_peft, merged
 from sightline.convert.tensors import in_folder
 from sightline.errors import ModelError
 
@@ -190,6 +190,30 @@ def test_damaged_adapters_are_named(pair: Path, tmp_path: Path) -> None:
     assert "damaged" in refusal(base, adapter)
     with pytest.raises(ModelError, match="no adapter"):
         adapter_config(tmp_path)
+
+
+@pytest.mark.parametrize("key", ["rank_pattern", "target_modules", "exclude_modules", "layers_pattern"])
+def test_so_are_those_that_peft_alone_tries(pair: Path, tmp_path: Path, key: str) -> None:
+    pattern = "(([a-z0-9_.]+)+)!"
+    value = {pattern: 3} if key == "rank_pattern" else [pattern] if key == "layers_pattern" else pattern
+    adapter = changed(pair, tmp_path, {key: value})
+    merged(in_folder(pair / "llm"), adapter)
+    with pytest.raises(ModelError, match=rf"{key} '\(\(\[a-z0-9_.\]\+\)\+\)!' could match for ever .*--no-verify"):
+        check_for_peft(adapter)
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        r"^(?!.*visual).*(?:q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj).*",
+        r"^(model|language_model)(?=\.).*\.(q_proj|o_proj|up_proj)$",
+    ],
+    ids=["people's", "ms-swift's"],
+)
+def test_patterns_in_use_pass(pair: Path, tmp_path: Path, pattern: str) -> None:
+    adapter = changed(pair, tmp_path, {"target_modules": pattern})
+    merged(in_folder(pair / "llm"), adapter)
+    check_for_peft(adapter)
 
 
 @pytest.mark.parametrize(

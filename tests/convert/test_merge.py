@@ -40,6 +40,20 @@ def test_a_language_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert AutoTokenizer.from_pretrained(tmp_path / "out")("red").input_ids
 
 
+@pytest.mark.parametrize(
+    "settings", [{"r": 10**7}, {"r": -1}, {"r": "4"}, {"rank_pattern": {"up_proj": 10**7}}, {"rank_pattern": 5}]
+)
+def test_ranks_that_no_tensor_has(tmp_path: Path, capsys: pytest.CaptureFixture[str], settings: dict[str, Any]) -> None:
+    """To compare, peft makes factors of the ranks that the adapter's configuration names."""
+    base = tiny.make_llm(tmp_path / "llm")
+    lora = xtuner_like.factors(xtuner_like.weights(base), "q_proj", "up_proj")
+    adapter = xtuner_like.write_adapter(tmp_path / "adapter", lora, **settings)
+    assert merge(base, adapter, tmp_path / "out") == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert "adapter_config.json" in said and len(said) < 400
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_vision_tower(tmp_path: Path) -> None:
     tower = tiny.make_tower(tmp_path / "tower")
     torch.manual_seed(2)

@@ -77,7 +77,7 @@ NO_MOMENTS: dict[str, tuple[Callable[[Any], object], str]] = {
     "another shape": (each(lambda m: m.update(exp_avg_sq=m["exp_avg_sq"].reshape(-1))), "of another shape"),
     "one that repeats": (
         each(lambda m: m.update(exp_avg=m["exp_avg"].reshape(-1)[:1].clone().expand(m["exp_avg"].shape))),
-        "that repeat themselves",
+        "cannot be read",
     ),
     "not finite": (each(lambda m: m["exp_avg_sq"].fill_(float("nan"))), "that are no numbers"),
     "a number": (each(lambda m: m.update(exp_avg=1.0)), "of another shape"),

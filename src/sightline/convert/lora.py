@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,8 +34,16 @@ OTHER_WAYS = ("use_qalora", "layer_replication", "alora_invocation_tokens", "arr
 OTHER_BASES = ("pissa", "olora", "corda", "loftq", "lora_ga")
 """Ways of beginning (init_lora_weights) that change the base as well, which then is not the one that is at hand."""
 
+PATTERNS = ("rank_pattern", "target_modules", "exclude_modules", "layers_pattern")
+"""Settings that hold regular expressions, or names, which peft tries and we do not."""
+
 MOST_PATTERNS = 2000
-"""Of alpha_pattern, each tried on each layer; the linear layers of the largest language models are half as many."""
+"""Of one of them, each tried on each layer; the linear layers of the largest language models are half as many."""
+
+LARGEST_RANK = 1 << 12
+"""That of which there may be no tensor: where `rank_pattern` gives each layer its own."""
+
+UNCOMPARED = "--no-verify merges without comparing with peft"
 
 Rename = Callable[[str], str]
 
@@ -51,13 +59,9 @@ def adapter_config(folder: Path) -> dict[str, Any]:
         raise ModelError(f"{folder} is no adapter: it has no {CONFIG}")
     config = read_json(folder / CONFIG)
     kind, begun = config.get("peft_type"), config.get("init_lora_weights")
-    patterns = config.get("alpha_pattern") or {}
     try:
-        alphas = [float(alpha) for alpha in (config["lora_alpha"], *patterns.values())]
-        for pattern in patterns:
-            if why := f"one of {len(patterns):,}" if len(patterns) > MOST_PATTERNS else slow(_pattern(pattern)):
-                raise ModelError(f"{folder / CONFIG}: alpha_pattern {shown(pattern[:80])} could match for ever ({why})")
-            re.compile(_pattern(pattern))
+        alphas = [float(alpha) for alpha in (config["lora_alpha"], *(config.get("alpha_pattern") or {}).values())]
+        _check_patterns(folder, "alpha_pattern", config.get("alpha_pattern") or (), _pattern)
         if not all(map(math.isfinite, alphas)):
             raise ValueError(f"a lora_alpha of {alphas[0]}")
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError, re.error) as error:
@@ -66,7 +70,7 @@ def adapter_config(folder: Path) -> dict[str, Any]:
     if isinstance(begun, str) and begun.startswith(OTHER_BASES):
         odd = f"was begun with {begun}, which changes the base model too"
     if kind != "LORA":
-        odd = f"is of the kind {kind}, not LORA"
+        odd = f"is of the kind {str(kind)[:40]}, not LORA"
     if odd:
         raise ModelError(f"the adapter {folder} {odd}: merge it with the program that made it")
     return config
@@ -121,6 +125,35 @@ def combined(
         # Not on the base's: peft writes an embedding that has an adapter out beside it.
         result[name] = result[name].then(partial(_added, factors=factors, scale=scale, turned=turned))
     return result
+
+
+def check_for_peft(folder: Path) -> None:
+    """Raise ModelError where peft would search for ever, or make larger factors for an adapter than it has."""
+    config, (layers, _) = adapter_config(folder), _parts(adapter_tensors(folder), folder)
+    largest = max((next(_ab(factors)).shape[0] for factors in layers.values()), default=0)
+    own = config.get("rank_pattern") or {}
+    for key in PATTERNS:
+        given = config.get(key) or ()
+        try:
+            _check_patterns(folder, key, (given,) if isinstance(given, str) else given, str)
+        except (TypeError, RecursionError, re.error) as error:
+            raise ModelError(f"{folder / CONFIG} is damaged ({key}: {error!r}); copy it again") from error
+    ranks = {"r": config.get("r"), **own} if isinstance(own, dict) else {"rank_pattern": own}
+    for name, rank in ranks.items():
+        most = max(largest, LARGEST_RANK) if name == "r" and own else largest
+        if not isinstance(rank, int) or not 0 <= rank <= max(most, 1):
+            raise ModelError(
+                f"{folder / CONFIG} says {shown(name)}: {shown(rank)}, and its tensors are of rank {largest}; {UNCOMPARED}"
+            )
+
+
+def _check_patterns(folder: Path, key: str, patterns: Collection[str], whole: Callable[[str], str]) -> None:
+    """Raise ModelError for a regular expression that could match for ever; re.error and TypeError for what is none."""
+    for pattern in patterns:
+        if why := f"one of {len(patterns):,}" if len(patterns) > MOST_PATTERNS else slow(whole(pattern)):
+            hint = f"; {UNCOMPARED}" if key in PATTERNS else ""
+            raise ModelError(f"{folder / CONFIG}: {key} {shown(pattern[:80])} could match for ever ({why}){hint}")
+        re.compile(whole(pattern))
 
 
 def _parts(adapter: Mapping[str, Stored], place: Path) -> tuple[dict[str, dict[str, Stored]], dict[str, Stored]]:

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, CLIPVisionModel
 
 from sightline.convert.hf import hub_name
 from sightline.convert.hub import located
-from sightline.convert.lora import PREFIX, adapter_config, adapter_tensors, merged
+from sightline.convert.lora import PREFIX, adapter_config, adapter_tensors, check_for_peft, merged
 from sightline.convert.shards import write_shards
 from sightline.convert.tensors import in_folder, read_json
 from sightline.convert.verify import CLOSE, SAME, logits
@@ -51,6 +51,8 @@ def merge(
     """
     adapter = located(adapter)
     settings = adapter_config(adapter)
+    if verify:
+        check_for_peft(adapter)
     family = None if is_clip else made_of(base)
     with reading(base):
         folder = fetched(base, weights=True)

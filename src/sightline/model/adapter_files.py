@@ -61,7 +61,7 @@ def _read(folder: Path) -> tuple[dict[str, torch.Tensor], Callable[[torch.Tensor
             raise ValueError(f"lora_alpha is {alpha}")
     except FileNotFoundError:
         raise ModelError(f"{folder} is no adapter: it has no adapter_config.json") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ModelError(f"{folder / 'adapter_config.json'} is damaged ({error}); copy it again") from error
     file = folder / "adapter_model.safetensors"
     try:
