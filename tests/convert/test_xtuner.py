@@ -268,6 +268,31 @@ def test_damaged_parts_are_named(trained: Path, parts: Path) -> None:
     assert "no weights of the projector" in refusal(trained, **named(parts))
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [{"depth": 99}, {"depth": "x"}, {"depth": -1}, {"visual_select_layer": "x"}, {"visual_select_layer": [1]}],
+)
+def test_settings_that_no_projector_has(trained: Path, parts: Path, settings: dict[str, Any]) -> None:
+    config = trained / "projector" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | settings))
+    assert f"{trained} says " in refusal(trained, **named(parts))
+
+
+def test_settings_nested_without_end(trained: Path, parts: Path) -> None:
+    (trained / "projector" / "config.json").write_text("[" * 10**5)
+    assert "config.json is damaged" in refusal(trained, **named(parts))
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["-" * 10**5 + "1", "b" + ".c" * 30_000, "+".join(["1"] * 30_000), "(" * 10**5, "9" * 5000, "1\n#" + "x" * 10**7],
+    ids=["signs", "names", "sum", "brackets", "digits", "long"],
+)
+def test_notes_that_python_cannot_parse_say_nothing(trained: Path, text: str) -> None:
+    (trained / "xtuner_config.py").write_text(f"llm_name_or_path = {text}\n")
+    assert "holds no language model" in refusal(trained)
+
+
 def test_a_cut_shard(tmp_path: Path) -> None:
     save(make_case(tmp_path, "byte"), tmp_path / "hf")
     xtuner.write(hf.read(tmp_path / "hf"), tmp_path / "out", max_shard_size="60KB")

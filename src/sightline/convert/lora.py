@@ -43,7 +43,7 @@ MOST_PATTERNS = 2000
 LARGEST_RANK = 1 << 12
 """That of which there may be no tensor: where `rank_pattern` gives each layer its own."""
 
-UNCOMPARED = "--no-verify merges without comparing with peft"
+UNCOMPARED = "--no-verify merges without peft's word"
 
 Rename = Callable[[str], str]
 
@@ -143,7 +143,7 @@ def check_for_peft(folder: Path) -> None:
         most = max(largest, LARGEST_RANK) if name == "r" and own else largest
         if not isinstance(rank, int) or not 0 <= rank <= max(most, 1):
             raise ModelError(
-                f"{folder / CONFIG} says {shown(name)}: {shown(rank)}, and its tensors are of rank {largest}; {UNCOMPARED}"
+                f"{folder / CONFIG} says {shown(name)}: {shown(rank)}, its tensors are of rank {largest}; {UNCOMPARED}"
             )
 
 

@@ -19,6 +19,7 @@ from sightline.errors import ModelError, shown
 from sightline.model.next import NEXT
 from sightline.model.projector import DEPTH_KEY, depth_of
 from sightline.model.reading import reading
+from sightline.model.settings import check_config
 from sightline.model.vision import features, select_strategy
 
 KINDS = {
@@ -46,7 +47,7 @@ TEMPLATES = (
 NEVER = {"model_type", "architectures", "dtype", "torch_dtype", "_name_or_path", "transformers_version"}
 """What is not the language model's own among the fields that its configuration knows."""
 
-LINEAR, MLP = "linear", re.compile(r"mlp(\d+)x_gelu")
+LINEAR, MLP = "linear", re.compile(r"mlp([1-9])x_gelu")
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -76,8 +77,11 @@ def read_config(folder: Path) -> dict[str, Any]:
 def text_config(config: dict[str, Any], folder: Path) -> Any:
     """The language model's own configuration."""
     named = {name: kind for kind, names in KINDS.items() for name in names} | {"llava_llama": "llama"}
-    classes = [*(config.get("architectures") or ()), config.get("model_type")]
-    kind = next((named[name] for name in classes if name in named), None)
+    own = config.get("architectures")
+    classes = [*(own if isinstance(own, list) else ()), config.get("model_type")]
+    kind = next((named[name] for name in classes if isinstance(name, str) and name in named), None)
+    # Bits are those that a LoRA was trained on (--bits 4), and nothing is read in them here.
+    check_config({key: value for key, value in config.items() if key != "quantization_config"}, folder)
     if kind is None:
         raise ModelError(f"{folder} is a LLaVA of a {shown(config.get('model_type'))}, which is not known here")
     default = AutoConfig.for_model(kind).to_dict()
@@ -129,7 +133,7 @@ def grids(config: dict[str, Any], folder: Path) -> list[list[int]] | None:
     try:
         pairs: Any = ast.literal_eval(written) if isinstance(written, str) else written
         return [[int(high), int(wide)] for wide, high in pairs]
-    except (ValueError, TypeError, SyntaxError):
+    except (ValueError, TypeError, SyntaxError, OverflowError, MemoryError, RecursionError):
         raise ModelError(
             f"{folder / 'config.json'}: image_grid_pinpoints is {shown(written)}, not a list of width and height"
         ) from None

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import snapshot_download
+from pydantic import ValidationError
 
 from sightline.errors import ModelError, shown
 from sightline.model.adapter_files import merge_folder
@@ -32,6 +33,12 @@ PROJECTOR, TOWER, LLM_ADAPTER, TOWER_ADAPTER = "projector", "visual_encoder", "l
 
 NOTES = "xtuner_config.py"
 """The configuration of the training, which XTuner copies into what it exports; it is looked at, never run."""
+
+LONGEST_NOTES = 1 << 20
+"""Bytes; XTuner's have some ten thousand, and each becomes a hundred in memory."""
+
+UNPARSED = (ValueError, TypeError, SyntaxError, MemoryError, RecursionError)
+"""What Python's parser ends in with what is none of its language, or nested without end."""
 
 LAYER_KEY, ASPECT_KEY = "visual_select_layer", "image_aspect_ratio"
 """Where the projector's config.json of an export of ours notes what XTuner's users give on the command line."""
@@ -107,15 +114,22 @@ def describe(parts: Parts, template: str | None = None) -> tuple[ModelRecipe, Pr
 
     The template is the one named, or else the one noted by us or in XTuner's configuration, or the tokenizer's own.
     """
-    spec = ModelRecipe(
-        llm=parts.llm,
-        vision_tower=parts.vision_tower,
-        template="plain",
-        projector_from=str(parts.projector),
-        projector_depth=parts.depth,
-        vision_feature_layer=parts.layer,
-        image_aspect_ratio="crop" if parts.aspect == "crop" else "pad",
-    )
+    try:
+        spec = ModelRecipe(
+            llm=parts.llm,
+            vision_tower=parts.vision_tower,
+            template="plain",
+            projector_from=str(parts.projector),
+            projector_depth=parts.depth,
+            vision_feature_layer=parts.layer,
+            image_aspect_ratio="crop" if parts.aspect == "crop" else "pad",
+        )
+    except ValidationError as error:
+        odd = error.errors()[0]
+        raise ModelError(
+            f"{parts.folder} says {'.'.join(map(str, odd['loc']))} {shown(odd['input'])}: {odd['msg'].lower()}; copy "
+            f"its {PROJECTOR}/config.json and {NOTES} again"
+        ) from None
     llm_config(parts.llm)
     tokenizer = llm_tokenizer(parts.llm)
     of_xtuner = TEMPLATE_KEY not in tokenizer.init_kwargs
@@ -220,7 +234,7 @@ def _projector_settings(folder: Path) -> dict[str, Any]:
         act = settings.get("hidden_act", "gelu")
     except FileNotFoundError:
         raise ModelError(f"{folder} has no config.json; copy it again") from None
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
         raise ModelError(f"{folder / 'config.json'} is damaged ({error}); copy it again") from error
     if act != "gelu":
         raise ModelError(f"{folder}: a projector with {shown(act)} between its layers; LLaVA's has gelu")
@@ -230,8 +244,10 @@ def _projector_settings(folder: Path) -> dict[str, Any]:
 def _notes(folder: Path) -> dict[str, Any]:
     """The plain values of XTuner's configuration by their names; a template is `PROMPT_TEMPLATE.its_name` there."""
     try:
+        if (folder / NOTES).stat().st_size > LONGEST_NOTES:
+            return {}
         tree = ast.parse((folder / NOTES).read_text(encoding="utf-8"))
-    except (OSError, ValueError, SyntaxError):
+    except (OSError, *UNPARSED):
         return {}
     found: dict[str, Any] = {}
     for node in ast.walk(tree):
@@ -250,5 +266,5 @@ def _notes(folder: Path) -> dict[str, Any]:
 def _plain(node: ast.expr) -> Any:
     try:
         return ast.literal_eval(node)
-    except (ValueError, TypeError, SyntaxError):
+    except UNPARSED:
         return None

@@ -29,6 +29,9 @@ from sightline.runtime import say
 DEPTH_KEY = "projector_depth"
 """Where config.json notes another number of layers than two."""
 
+DEEPEST = 4
+"""Layers that a projector can have."""
+
 NAMES = (
     (re.compile(r"(?:^|\.)multi_modal_projector\.linear_(\d+)\.(weight|bias)$"), lambda n: n),
     (re.compile(r"(?:^|\.)mm_projector\.(\d+)\.(weight|bias)$"), lambda n: n // 2 + 1),
@@ -72,8 +75,8 @@ def new_projector(config: Any, depth: int) -> nn.Module:
 def depth_of(config: Any) -> int:
     """The number of layers that a model's configuration notes."""
     noted = getattr(config, DEPTH_KEY, None) or 2
-    if not isinstance(noted, int):
-        raise ModelError(f"config.json: {DEPTH_KEY} is {shown(noted)}, no number of layers")
+    if not isinstance(noted, int) or not 1 <= noted <= DEEPEST:
+        raise ModelError(f"config.json: {DEPTH_KEY} is {shown(noted)}, no number of layers from 1 to {DEEPEST}")
     return noted
 
 
@@ -260,6 +263,6 @@ def _tensors(file: Path) -> Iterator[tuple[str, Any]]:
 def _noted_depth(folder: Path) -> int:
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return int(config.get(DEPTH_KEY) or 2)
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
         return 2
-    return int(config.get(DEPTH_KEY) or 2)
