@@ -43,7 +43,13 @@ def put(value: Any, at: str, content: dict[str, Any]) -> None:
         (CONFIG, "attn_implementation", "someone/kernel", "someone/kernel"),
         (CONFIG, "text_config.attn_implementation", "someone/kernel:fn", "text_config.attn_implementation"),
         (CONFIG, "vision_config._attn_implementation", {"": "a/b"}, "vision_config._attn_implementation"),
+        (CONFIG, "text_config._attn_implementation_internal", "a/b", "text_config._attn_implementation_internal"),
         (CONFIG, "vision_config.patch_size", 0, "patch_size 0"),
+        (CONFIG, "vision_config.patch_size", [14, 14], "not square"),
+        (CONFIG, "vision_config.image_size", [56, 56], "not square"),
+        (CONFIG, "vision_config.image_size", 0, "pictures of 0 px"),
+        (CONFIG, "text_config.num_labels", 10**8, "text_config.num_labels 100000000"),
+        (CONFIG, "projector_depth", 10**9, "projector_depth 1000000000, no number from 1 to 4"),
         (CONFIG, "vision_config.patch_size", "x", "patch_size 'x'"),
         (CONFIG, "vision_config.image_size", 56_000, "16000000 patches; at most 65536"),
         (CONFIG, "vision_config.image_size", 56 * 40, "tower takes 3 x 2240"),
@@ -56,6 +62,7 @@ def put(value: Any, at: str, content: dict[str, Any]) -> None:
         (CONFIG, "quantization_config", {"quant_method": "bitsandbytes", "load_in_4bit": True}, "few bits"),
         (CONFIG, "vision_feature_layer", 99, "99"),
         (CONFIG, "vision_feature_layer", "last", "last"),
+        (IMAGES, "size", {"shortest_edge": 16_384}, "size.shortest_edge: 16384, no side of 1 to 4096 pixels"),
         (IMAGES, "image_mean", [float("nan")] * 3, "image_mean: (nan, nan, nan)"),
         (IMAGES, "image_mean", [], "image_mean: ()"),
         (IMAGES, "image_mean", [{}, 1, 2], "image_mean"),
@@ -95,6 +102,16 @@ def test_a_setting_that_no_model_has(
     assert said in message and "model" in message
     assert message.isprintable() and len(message) < 900
     assert time.monotonic() - begun < 60, "it would not end, or fill the memory"
+
+
+def test_a_processor_that_leaves_images_oblong(world: Path, tmp_path: Path) -> None:
+    """Which is not seen by a square one."""
+    model = tmp_path / "model"
+    shutil.copytree(world / "run" / "hf", model)
+    settings = json.loads((model / IMAGES).read_text()) | {"do_center_crop": False, "do_pad": False}
+    (model / IMAGES).write_text(json.dumps(settings))
+    with pytest.raises(ModelError, match="makes images of 3 x 56 x 84, and its vision tower takes 3 x 56 x 56"):
+        load(model, device="cpu")
 
 
 def test_where_a_tokenizer_panics_it_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

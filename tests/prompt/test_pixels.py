@@ -12,8 +12,11 @@ from PIL import Image
 from prompters import seen
 from tiny import make_llm, make_tower
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
+from sightline.errors import DataError
 from sightline.model.assemble import make_prompter
+from sightline.prompt.pixels import fit_all, known_fit
 from sightline.prompt.prompter import Prompter
 from sightline.recipe import ModelRecipe
 from sightline.types import ImageRef
@@ -107,3 +110,16 @@ def test_the_grey_picture_is_almost_nothing(ratio: str, folder: Path) -> None:
     grey = one.pixel_values(one.grey_pixels())
     assert grey.shape == (1, 3, 56, 56)
     assert grey.abs().max() < 2 * ONE_LEVEL
+
+
+@pytest.mark.parametrize("pad", [False, True])
+def test_what_a_processor_of_another_kind_would_blow_up(pad: bool) -> None:
+    """Bilinear is not done here, and transformers' own way makes all of the picture before its middle is cut out."""
+    kind = LlavaImageProcessorPil if pad else CLIPImageProcessorPil
+    sides = {"size": {"shortest_edge": 56}, "crop_size": {"height": 56, "width": 56}}
+    processor = kind(**sides, resample=Image.Resampling.BILINEAR, do_pad=pad)
+    assert known_fit(processor) is None
+    assert fit_all([Image.new("RGB", (20, 2_000))], processor).shape == (1, 3, 56, 56)
+    with pytest.raises(DataError, match=r"an image of 1 x 60000 px becomes .* megapixels .*--raise-limit") as error:
+        fit_all([Image.new("RGB", (1, 60_000))], processor)
+    assert error.value.kind == "image_bomb"

@@ -29,9 +29,13 @@ from sightline.model.settings import (
 )
 from sightline.prompt.paint import printable
 from sightline.prompt.prompter import Prompter
+from sightline.types import ImageRef
 
 TRIAL = "".join(map(chr, range(32, 127))) + "\n\t" + " a" * 200 + "a" * 400 + " " * 400 + "\n" * 200 + "中文ä" * 200
 """What a tokenizer is tried on: every printable ASCII character, and long runs, which slow patterns stumble over."""
+
+_OBLONG = ImageRef(b"P5 3 2 255 ......")
+"""A grey picture that is no square, which some settings leave as oblong as it is."""
 
 SLACK = 1 << 26
 """Numbers that a model may have beyond two for each byte of its files, which is what 4 bits give."""
@@ -122,7 +126,7 @@ def open_processor(name: str | Path) -> Any:
 def try_pixels(prompter: Prompter, side: int, name: object) -> None:
     """Raise ModelError where a prompter does not make of an image what a vision tower of `side` pixels takes."""
     with reading(str(name)):
-        found = prompter.pixel_values(prompter.grey_pixels())
+        found = prompter.pixel_values(prompter.pixels([_OBLONG]))
     if tuple(found.shape[1:]) != (3, side, side) or not found.isfinite().all():
         raise ModelError(
             f"the image processor of {name} makes images of {' x '.join(map(str, found.shape[1:]))}, and its vision "

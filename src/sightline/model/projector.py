@@ -76,7 +76,8 @@ def depth_of(config: Any) -> int:
     """The number of layers that a model's configuration notes."""
     noted = getattr(config, DEPTH_KEY, None) or 2
     if not isinstance(noted, int) or not 1 <= noted <= DEEPEST:
-        raise ModelError(f"config.json: {DEPTH_KEY} is {shown(noted)}, no number of layers from 1 to {DEEPEST}")
+        of = getattr(config, "name_or_path", None) or "the model"
+        raise ModelError(f"the config.json of {of} says {DEPTH_KEY} {shown(noted)}, no number from 1 to {DEEPEST}")
     return noted
 
 

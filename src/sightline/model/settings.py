@@ -29,6 +29,12 @@ COUNTED = {
 }
 """Settings that count something, and what no model comes near; each is at least 1 where it is given."""
 
+MOST_LABELS = 1 << 20
+"""A name is made for each; the most in use are the 21,843 of ImageNet."""
+
+LONGEST_SIDE = 1 << 12
+"""Pixels to which an image processor resizes; the largest in use take 1,536, and this many squared fill a gigabyte."""
+
 ATTENTIONS = {"eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention"}
 """What transformers computes attention with by itself; a name with a slash would be fetched from the hub and run."""
 
@@ -81,11 +87,13 @@ def _sections(content: Mapping[str, Any], place: str = "") -> Iterator[tuple[str
 
 
 def _check_value(where: str, key: str, value: Any) -> None:
-    if key.endswith("attn_implementation") and value is not None and str(value) not in ATTENTIONS:
+    if "attn_implementation" in key and value is not None and str(value) not in ATTENTIONS:
         raise ModelError(f"{where}{key}: {shown(value)}, and nothing is fetched or run for a model; take it out")
     if key in ("num_hidden_layers", "n_layer") and isinstance(value, int) and value > limits().layers:
         most = f"{limits().layers:g} are taken, {remedy('layers', value)}"
         raise ModelError(f"{where}{key} {value}; at most {most}")
+    if key == "num_labels" and isinstance(value, int) and value > MOST_LABELS:
+        raise ModelError(f"{where}num_labels {value}, which no model tells apart; copy it again")
     if key in COUNTED and value is not None:
         most_ever = COUNTED[key]
         numbers = value if isinstance(value, list) else [value]
@@ -126,8 +134,10 @@ def check_processor_settings(processor: Any, name: object) -> None:
     for key in ("size", "crop_size", "pad_size"):
         sides = getattr(processor, key, None)
         for side, length in dict(sides or {}).items():
-            if length is not None and (not isinstance(length, int) or not 1 <= length <= 1 << 14):
-                raise ModelError(f"{where} {key}.{side}: {shown(length)}, no side of 1 to 16384 pixels; copy it again")
+            if length is not None and (not isinstance(length, int) or not 1 <= length <= LONGEST_SIDE):
+                raise ModelError(
+                    f"{where} {key}.{side}: {shown(length)}, no side of 1 to {LONGEST_SIDE} pixels; copy it again"
+                )
 
 
 def _is_number(value: Any) -> bool:

@@ -53,18 +53,23 @@ def checked_tower(config: Any, name: str, layer: int) -> Any:
             f"model.vision_feature_layer {layer}: {name} has {layers} layers, so choose 1 to {layers}, or -1 to "
             f"{-layers - 1}"
         )
-    if not isinstance(vision.image_size, int) or not isinstance(vision.patch_size, int):
-        raise ModelError(f"model.vision_tower: {name} takes pictures that are not square; LLaVA needs squares")
-    if not 0 < vision.patch_size <= vision.image_size:
-        raise ModelError(
-            f"model.vision_tower: the config.json of {name} is wrong: pictures of {vision.image_size} px in patches of "
-            f"{vision.patch_size} px"
-        )
+    _check_patches(vision, f"model.vision_tower: {name}")
     return vision
 
 
+def _check_patches(vision: Any, name: object) -> None:
+    """Raise ModelError where a tower does not see squares of square patches."""
+    if not isinstance(vision.image_size, int) or not isinstance(vision.patch_size, int):
+        raise ModelError(f"{name} takes pictures that are not square; LLaVA needs squares")
+    if not 0 < vision.patch_size <= vision.image_size:
+        raise ModelError(
+            f"{name}: its config.json is wrong: pictures of {vision.image_size} px in patches of {vision.patch_size} px"
+        )
+
+
 def check_feature_layer(config: Any, name: object) -> None:
-    """Raise ModelError where a LLaVA looks at a layer that its vision tower does not have."""
+    """Raise ModelError where a LLaVA looks at a layer that its vision tower does not have, or at no squares."""
+    _check_patches(config.vision_config, name)
     layers, layer = config.vision_config.num_hidden_layers, config.vision_feature_layer
     if any(not -layers - 1 <= one <= layers for one in (layer if isinstance(layer, list) else [layer])):
         raise ModelError(f"{name}: the vision tower has {layers} layers, and vision_feature_layer is {layer}")

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
+from sightline.errors import DataError
+from sightline.limits import limits, remedy
 from sightline.prompt.resample import Axis, resample
 
 if TYPE_CHECKING:
@@ -85,9 +87,31 @@ def fit_all(pictures: Sequence[Image.Image], processor: Any) -> torch.Tensor:
 
     how = known_fit(processor)
     if how is None:
+        for picture in pictures:
+            _check_room(picture, processor)
         made: torch.Tensor = processor(list(pictures), return_tensors="pt")["pixel_values"]
         return made
     return torch.from_numpy(np.stack([fit(picture, how) for picture in pictures]))
+
+
+def _check_room(picture: Image.Image, processor: Any) -> None:
+    """Raise DataError where a processor, which resizes all of a picture before it cuts out the middle, makes too much.
+
+    Pictures that are long and narrow grow by their longer side; here only what is kept is ever made (`fit`).
+    """
+    wide, high = picture.size
+    if getattr(processor, "do_pad", False):
+        wide = high = max(wide, high)
+    made, shorter = wide * high, _given(getattr(processor, "size", None)).get("shortest_edge")
+    if shorter is not None and getattr(processor, "do_resize", True):
+        made = max(made, round(shorter**2 * max(wide, high) / min(wide, high)))
+    if made > limits().image_megapixels * 1e6:
+        raise DataError(
+            f"an image of {picture.width} x {picture.height} px becomes {made / 1e6:,.0f} megapixels on its way to the "
+            f"vision tower, and {limits().image_megapixels:g} are taken; crop it, "
+            f"{remedy('image_megapixels', made / 1e6)}",
+            "image_bomb",
+        )
 
 
 def levels(processor: Any) -> torch.Tensor:
