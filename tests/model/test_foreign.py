@@ -5,18 +5,22 @@ from __future__ import annotations
 import json
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tiny
+import torch
 from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM, PreTrainedConfig
 
 from sightline.convert.anything import read
+from sightline.convert.verify import logits, to_vlm
 from sightline.errors import ModelError
 from sightline.model import foreign
 from sightline.model.batched import replies
 from sightline.model.foreign import check_fits, open_config, open_fast_tokenizer, open_tokenizer
+from sightline.model.generate import Sampling, reply
 from sightline.model.load import load
 from sightline.types import ask
 
@@ -102,6 +106,83 @@ def test_a_setting_that_no_model_has(
     assert said in message and "model" in message
     assert message.isprintable() and len(message) < 900
     assert time.monotonic() - begun < 60, "it would not end, or fill the memory"
+
+
+def changed_tokenizer(world: Path, folder: Path, change: Callable[[dict[str, Any]], object]) -> Path:
+    shutil.copytree(world / "run" / "hf", folder)
+    content = json.loads((folder / "tokenizer.json").read_text())
+    change(content)
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    return folder
+
+
+def added(number: int) -> dict[str, Any]:
+    kinds = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    return {"id": 9_000 + number, "content": f"<{number}>", "special": True, **kinds}
+
+
+HUNDRED_THOUSAND = [{"SpecialToken": {"id": "<s>", "type_id": 0}}] * 100_000
+FRAME = {
+    "type": "TemplateProcessing",
+    "pair": [],
+    "special_tokens": {"<s>": {"id": "<s>", "ids": [1], "tokens": ["s"]}},
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda c: c["added_tokens"].extend(map(added, range(100_000))), r"adds 100\d{3} tokens; at most 20000"),
+        (
+            lambda c: c.update(post_processor=FRAME | {"single": HUNDRED_THOUSAND}),
+            r"adds 100\d{3} tokens; at most 20000",
+        ),
+    ],
+    ids=["added", "around each text"],
+)
+def test_tokens_that_no_tokenizer_has(
+    world: Path, tmp_path: Path, change: Callable[[dict[str, Any]], object], said: str
+) -> None:
+    with pytest.raises(ModelError, match=said):
+        open_tokenizer(changed_tokenizer(world, tmp_path / "model", change))
+
+
+def test_tokens_that_the_model_does_not_have(world: Path, tmp_path: Path) -> None:
+    def beyond(content: dict[str, Any]) -> None:
+        words = content["model"]["vocab"]
+        words.update({word: number + 5_000 for word, number in words.items() if number >= 259})
+
+    model = changed_tokenizer(world, tmp_path / "model", beyond)
+    with pytest.raises(ModelError, match=r"gives token 5\d{3}, and the language model has embeddings for \d+"):
+        "".join(reply(load(model, device="cpu"), (ask("What colour is this square?"),)))
+    with pytest.raises(ModelError, match="has embeddings for"):
+        logits(to_vlm(read(model), torch.float32))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda content: content.update(decoder=None),
+        lambda content: content["model"]["vocab"].update(zz=4_000_000_000),
+    ],
+    ids=["no decoder", "a number"],
+)
+def test_an_end_that_a_tokenizer_cannot_be_told(
+    world: Path, tmp_path: Path, change: Callable[[dict[str, Any]], object]
+) -> None:
+    vlm = load(changed_tokenizer(world, tmp_path / "model", change), device="cpu")
+    with pytest.raises(ModelError, match="cannot be told to end an answer at '中' "):
+        "".join(reply(vlm, (ask("What?"),), Sampling(max_new_tokens=3, stop=("中",))))
+
+
+def test_a_library_that_gives_up_says_nothing_of_its_own(
+    world: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    damaged = {"type": "Precompiled", "precompiled_charsmap": "AAAA"}
+    model = changed_tokenizer(world, tmp_path / "model", lambda content: content.update(normalizer=damaged))
+    with pytest.raises(ModelError, match="cannot load"):
+        open_tokenizer(model)
+    assert capfd.readouterr() == ("", "")
 
 
 def test_a_processor_that_leaves_images_oblong(world: Path, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from transformers import AutoModelForImageTextToText
 
 from sightline.convert.source import Source
 from sightline.errors import CheckpointError
-from sightline.model.load import VLM
+from sightline.model.load import VLM, check_ids
 from sightline.model.projector import depth_of, exported_act, readable
 from sightline.model.reading import quiet
 from sightline.model.save import HUB_NAMES, write_json
@@ -80,6 +80,7 @@ def logits(vlm: VLM) -> torch.Tensor:
     sizes = heights_and_widths([encoded])
     more = {"image_sizes": torch.tensor(sizes)} if sizes else {}
     ids = torch.from_numpy(encoded.ids)[None]
+    check_ids(vlm, ids)
     result: torch.Tensor = vlm.model(input_ids=ids, pixel_values=pixels, **more).logits[0].float()
     return result
 

@@ -19,7 +19,7 @@ from sightline.child import Failed, in_child
 from sightline.errors import ModelError
 from sightline.limits import limits, remedy
 from sightline.model.pickles import read_pickle
-from sightline.model.reading import quiet, reading
+from sightline.model.reading import hushed, quiet, reading
 from sightline.model.settings import (
     check_config,
     check_patterns,
@@ -84,9 +84,24 @@ def _tokenizer(name: str | Path, kind: Any) -> Any:
                 check_tokenizer_settings(content, Path(name) / file)
         for file in ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "chat_template.jinja"):
             _check_size(_file(name, file))
-        tokenizer = kind.from_pretrained(name, trust_remote_code=False)
+        _check_added(_file(name, "tokenizer.json"))
+        with hushed():  # a library in Rust that gives up says so in lines of its own
+            tokenizer = kind.from_pretrained(name, trust_remote_code=False)
         try_tokenizer(tokenizer, name)
         return tokenizer
+
+
+def _check_added(path: Path | None) -> None:
+    """Raise ModelError where a tokenizer.json adds more tokens, before or behind each text or beside its vocabulary."""
+    most = limits().added_tokens
+    if path is None or (content := path.read_bytes()).count(b"{") <= most:
+        return  # each is an object of its own; to parse all of a large vocabulary for this takes its time
+    parsed = json.loads(content)
+    steps = parsed.get("post_processor") or {}
+    steps = [steps, *(steps.get("processors") or ())]
+    added = len(parsed.get("added_tokens") or ()) + sum(len(step.get("single") or ()) for step in steps)
+    if added > most:
+        raise ModelError(f"{path} adds {added} tokens; at most {most:g} are taken, {remedy('added_tokens', added)}")
 
 
 def try_tokenizer(tokenizer: Any, name: object) -> None:

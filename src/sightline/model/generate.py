@@ -7,15 +7,16 @@ import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
-from transformers import DynamicCache, GenerationConfig, LogitsProcessorList, StoppingCriteriaList
+from transformers import DynamicCache, GenerationConfig, LogitsProcessorList, StoppingCriteriaList, StopStringCriteria
 from transformers.generation.streamers import BaseStreamer
 
-from sightline.errors import ModelError
-from sightline.model.load import VLM
+from sightline.errors import ModelError, listed, shown
+from sightline.model.load import VLM, check_ids, rows_of
+from sightline.model.settings import COUNTED
 from sightline.prompt.tiles import heights_and_widths
 from sightline.types import Encoded, ImageRef, Message
 
@@ -145,14 +146,31 @@ def generate(
     model.generation_config = GenerationConfig()
     more |= vision_inputs(vlm, seen)
     more["logits_processor"] = LogitsProcessorList([partial(_sound, vlm.model.dtype)])
+    check_ids(vlm, ids)
+    if strings := (*vlm.prompter.stop[1], *sampling.stop):
+        ends = [*more.get("stopping_criteria", ()), _ends(vlm.prompter.tokenizer, strings)]
+        more["stopping_criteria"] = StoppingCriteriaList(ends)
     out: torch.Tensor = model.generate(
-        input_ids=ids,
-        attention_mask=mask,
-        generation_config=_settings(vlm, sampling),
-        tokenizer=vlm.prompter.tokenizer,
-        **more,
+        input_ids=ids, attention_mask=mask, generation_config=_settings(vlm, sampling), **more
     )
     return out
+
+
+def _ends(tokenizer: Any, strings: tuple[str, ...]) -> StopStringCriteria:
+    """What ends an answer at one of these texts; ModelError where the tokenizer's words are such that none can."""
+    try:
+        if _largest(tokenizer) >= COUNTED["vocab_size"]:  # room is made for so many
+            raise ValueError(f"it has a token of the number {_largest(tokenizer)}")
+        return StopStringCriteria(tokenizer, list(strings))
+    except Exception as error:  # transformers trips over odd words in every way there is
+        raise ModelError(
+            f"this tokenizer cannot be told to end an answer at {listed(strings)} ({shown(str(error))})"
+        ) from error
+
+
+@lru_cache(maxsize=4)
+def _largest(tokenizer: Any) -> int:
+    return max(tokenizer.get_vocab().values(), default=0)
 
 
 def _sound(dtype: torch.dtype, ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
@@ -175,8 +193,7 @@ def vision_inputs(vlm: VLM, seen: Sequence[Encoded]) -> dict[str, torch.Tensor]:
 
 
 def _settings(vlm: VLM, sampling: Sampling) -> GenerationConfig:
-    ids, strings = vlm.prompter.stop
-    strings = (*strings, *sampling.stop)
+    ids, _ = vlm.prompter.stop
     sampled = sampling.temperature > 0
     chosen = {"temperature": sampling.temperature, "top_k": sampling.top_k, "top_p": sampling.top_p} if sampled else {}
     return GenerationConfig(
@@ -186,16 +203,10 @@ def _settings(vlm: VLM, sampling: Sampling) -> GenerationConfig:
         eos_token_id=list(ids),
         pad_token_id=vlm.prompter.pad_token_id,
         # The image token is a place, not a word; rows behind the vocabulary are padding.
-        suppress_tokens=[vlm.prompter.image_token_id, *range(len(vlm.prompter.tokenizer), _rows(vlm))],
-        stop_strings=list(strings) or None,
+        suppress_tokens=[vlm.prompter.image_token_id, *range(len(vlm.prompter.tokenizer), rows_of(vlm))],
         use_cache=True,
         **chosen,
     )
-
-
-def _rows(vlm: VLM) -> int:
-    embeddings: Any = vlm.model.get_input_embeddings()
-    return int(embeddings.weight.shape[0])
 
 
 class TextStream(BaseStreamer):

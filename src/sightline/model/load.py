@@ -129,6 +129,21 @@ def positions(language_model: Any) -> int | None:
     return int(max(limit, unstretched * (rope.get("factor") or 1)))
 
 
+def rows_of(vlm: VLM) -> int:
+    """For how many tokens its language model has embeddings."""
+    embeddings: Any = vlm.model.get_input_embeddings()
+    return int(embeddings.weight.shape[0])
+
+
+def check_ids(vlm: VLM, ids: torch.Tensor) -> None:
+    """Raise ModelError where a tokenizer gives numbers that the embeddings have no row for."""
+    if (largest := int(ids.max())) >= rows_of(vlm):
+        raise ModelError(
+            f"the tokenizer gives token {largest}, and the language model has embeddings for {rows_of(vlm)}: they are "
+            f"of two models, or tokens were added to one of them alone"
+        )
+
+
 def recognise_template(tokenizer: Any, path: str | Path) -> Template:
     """The known template that writes the same prompt as the tokenizer's chat template, otherwise that one itself.
 
