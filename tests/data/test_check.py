@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import struct
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-from picture_files import noise, saved, scene, turned
+from picture_files import huge_png, noise, saved, scene, turned
 from tiny import make_llm, make_tokenizer, write_recipe
 
 from sightline.cli import main
@@ -70,17 +68,6 @@ def pictured(image: Any, answer: str) -> Row:
     return row("<image>\nWhat is it?", answer, image)
 
 
-def huge_png() -> bytes:
-    """A PNG whose header promises 20,000 x 20,000 pixels."""
-
-    def chunk(kind: bytes, body: bytes) -> bytes:
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-
-    header = struct.pack(">IIBBBBB", 20_000, 20_000, 8, 2, 0, 0, 0)
-    pixels = chunk(b"IDAT", zlib.compress(bytes(100)))
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + pixels + chunk(b"IEND", b"")
-
-
 @pytest.fixture
 def images(tmp_path: Path) -> Path:
     folder = tmp_path / "images"
@@ -108,14 +95,20 @@ CASES: dict[str, tuple[str | Row, str]] = {
     ),
     "empty_answer": (row(answer="  "), "turn 2: the answer is empty"),
     "image_count": (row("<image> and <image>", "one", "good.png"), "<image>"),
+    "image_word": (row("<image_1>\nWhat?", "one"), "'<image_1>' in a question"),
+    "image_key": (row("What?", "one", img="good.png"), "'img' holds an image and is not read; did you mean 'image'?"),
+    "image_in_answer": (row("Draw it", "<image>", "good.png"), "turn 2: an image in an answer"),
     "image_missing": (pictured("gone.png", "nothing"), "gone.png is missing"),
     "image_outside": (pictured("../good.png", "out"), "../good.png leads out of its folder"),
     "image_unreadable": (pictured("text.png", "text"), "text.png is not an image"),
     "image_bomb": (pictured("huge.png", "big"), "huge.png is too large"),
+    "question_lost": (row("Where?", "there"), "the template plain leaves out what is asked"),
     "no_target": (row("why? " * 400, "so"), f"max_length {LIMIT}"),
     "image_cut": (row("<image>" * 20, "many", ["good.png"] * 20), f"max_length {LIMIT}"),
     "too_long": (row("Tell me.", "and then " * 200), f"{LIMIT}"),
     "image_in_front": (row("What is in front?", "a picture", "good.png"), "<image>"),
+    "image_word_read": (row("What stands for it?", "<image_1> does"), "'<image_1>', in an answer"),
+    "key": (row("What else?", "nothing", sistem="Be brief."), "'sistem' is not read; did you mean 'system'?"),
     "assistant_first": (
         {"conversations": [{"from": "gpt", "value": "So."}, *row("And then?", "The end.")["conversations"]]},
         "begins with the assistant",
@@ -135,6 +128,11 @@ def write_lines(path: Path, rows: list[str | Row]) -> Path:
     return path
 
 
+def headed(kind: str) -> str:
+    """The line above the findings of a kind, where there is one."""
+    return f"{KINDS[kind].title} (1 {'key' if KINDS[kind].once else 'row'}): {KINDS[kind].remedy}"
+
+
 def test_there_is_a_case_for_every_kind() -> None:
     assert list(CASES) == list(KINDS)
 
@@ -149,14 +147,15 @@ def test_the_page_for_users_has_every_kind() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_is_told_apart(kind: str, sightline: Any, images: Path, tokenizer: Path, tmp_path: Path) -> None:
     bad_row, reason = CASES[kind]
-    rows: list[str | Row] = [row(f"What is {number}?", f"It is {number}.") for number in range(1, 4)]
+    rows: list[str | Row] = [pictured("good.png", f"It is {number}.") for number in range(1, 4)]
     expected = 5 if kind == "duplicate" else 4
     if kind == "duplicate":
         rows.append(bad_row)
         reason = "row 4"
     path = write_lines(tmp_path / "rows.jsonl", [*rows, bad_row])
     page, findings = tmp_path / "check.html", tmp_path / "check_findings.jsonl"
-    flags = ("--images", images, "--max-length", LIMIT, "--tokens-per-image", FEATURES, "--template", "vicuna")
+    template = "plain" if kind == "question_lost" else "vicuna"
+    flags = ("--images", images, "--max-length", LIMIT, "--tokens-per-image", FEATURES, "--template", template)
     said = sightline("data", "check", path, "--tokenizer", tokenizer, *flags, "--html", page)
 
     found = [json.loads(line) for line in findings.read_text().splitlines()]
@@ -164,7 +163,7 @@ def test_every_kind_is_told_apart(kind: str, sightline: Any, images: Path, token
     assert reason in found[0]["reason"] and found[0]["remedy"] == KINDS[kind].remedy
 
     origin = f"{path}: row {expected}: {found[0]['reason']}"
-    assert f"{KINDS[kind].title} (1 row): {KINDS[kind].remedy}\n" in said.out and f"    {origin}\n" in said.out
+    assert f"{headed(kind)}\n" in said.out and f"    {origin}{' (1 row)' * KINDS[kind].once}\n" in said.out
     assert f"<td>{path}</td><td>{expected}</td>" in page.read_text()
     if KINDS[kind].bad:
         assert said.code == 2 and said.err.splitlines()[-1] == f"error: {origin}"
@@ -173,14 +172,15 @@ def test_every_kind_is_told_apart(kind: str, sightline: Any, images: Path, token
 
 
 def test_all_kinds_in_one_file(sightline: Any, images: Path, tokenizer: Path, tmp_path: Path) -> None:
-    path = write_lines(tmp_path / "rows.jsonl", [*(case for case, _ in CASES.values()), row()])
+    kinds = [kind for kind in KINDS if kind != "question_lost"]  # which no chat has
+    path = write_lines(tmp_path / "rows.jsonl", [*(CASES[kind][0] for kind in kinds), row()])
     flags = ("--images", images, "--max-length", LIMIT, "--tokens-per-image", FEATURES, "--template", "vicuna")
     said = sightline("check-custom-dataset", path, "--tokenizer", tokenizer, *flags)
     assert said.code == 2
-    bad = sum(kind.bad for kind in KINDS.values())
+    bad = sum(KINDS[kind].bad for kind in kinds)
     assert said.err.splitlines()[-1].startswith(f"error: {path}: row 1: ")
     assert said.err.splitlines()[-1].endswith(f" (and {bad - 1} more bad rows)")
-    assert all(f"{kind.title} (1 row): {kind.remedy}\n" in said.out for kind in KINDS.values())
+    assert all(f"{headed(kind)}\n" in said.out for kind in kinds)
     assert not (tmp_path / "check.html").exists()
 
 
@@ -240,7 +240,7 @@ def test_stats_are_the_figures_alone(sightline: Any, images: Path, tokenizer: Pa
 
 
 def test_the_figures_of_an_epoch_are_those_of_its_samples(sightline: Any, tmp_path: Path) -> None:
-    path = write_lines(tmp_path / "rows.jsonl", [row(), row(answer=""), row("again?", "It is red, not blue.")])
+    path = write_lines(tmp_path / "rows.jsonl", [row(""), row("", answer=""), row("", "It is red, not blue.")])
     recipe = write_recipe(tmp_path / "world")
     sets = [{"path": str(path), "on_bad_row": "skip"}, {"path": str(path), "head": 1, "repeat": 3}]
     said = sightline("data", "stats", recipe, "model.template=plain", f"data={json.dumps(sets)}", "--json")

@@ -14,7 +14,8 @@ from picture_files import noise, saved, scene
 from sightline.cli import main
 from sightline.data.convert import convert
 from sightline.data.formats import read_row
-from sightline.data.forms.reading import Turn, place
+from sightline.data.forms.places import place
+from sightline.data.forms.reading import Turn
 from sightline.data.image_files import ImageFiles
 from sightline.data.sources import open_rows
 from sightline.errors import DataError, UserError

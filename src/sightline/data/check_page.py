@@ -61,8 +61,7 @@ def _groups(found: Sequence[Found], findings: str) -> str:
 
 def _group(kind: str, ones: Sequence[Found], findings: str) -> str:
     rows = "".join(
-        f"<tr><td>{escape(one.file)}</td><td>{one.row}</td><td>{escape(one.finding.reason)}</td></tr>"
-        for one in ones[:MOST]
+        f"<tr><td>{escape(one.file)}</td><td>{one.row}</td><td>{escape(_reason(one))}</td></tr>" for one in ones[:MOST]
     )
     rest = len(ones) - MOST
     more = f'<p class="note">{rest:,} more of this kind are in {escape(findings)}.</p>' if rest > 0 else ""
@@ -74,6 +73,11 @@ def _group(kind: str, ones: Sequence[Found], findings: str) -> str:
         f'<div class="scroll"><table class="found"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
         f"{more}</details>"
     )
+
+
+def _reason(one: Found) -> str:
+    finding = one.finding
+    return f"{finding.reason} ({counted(finding.rows, 'row')})" if finding.rows > 1 else finding.reason
 
 
 def _sets(checked: Checked) -> str:

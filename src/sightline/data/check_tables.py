@@ -17,6 +17,9 @@ from sightline.terminal import printable
 BLOCKS = "▁▂▃▄▅▆▇█"
 """A bar of a histogram that is one line high."""
 
+_REASONS = 8
+"""So many of the reasons that are told once are on a terminal."""
+
 
 def print_checked(checked: Checked, console: Console) -> None:
     """Print the figures, then the findings: of every kind its count, the first row and the remedy."""
@@ -99,9 +102,15 @@ def _print_findings(title: str, found: Sequence[Found], console: Console, colour
         return
     _line(console, (title, f"bold {colour}"))
     for kind, ones in by_kind(found).items():
-        count = counted(len(ones), "row")
+        reasons = list(dict.fromkeys(one.finding.reason for one in ones)) if KINDS[kind].once else []
+        count = counted(len(reasons), "key") if reasons else counted(len(ones), "row")
         _line(console, "  ", (KINDS[kind].title, colour), f" ({count}): {KINDS[kind].remedy}")
-        _line(console, f"    {ones[0].origin}: {ones[0].finding.reason}", (" …" if len(ones) > 1 else "", "dim"))
+        for reason in reasons[:_REASONS]:
+            same = [one for one in ones if one.finding.reason == reason]
+            rows = counted(sum(one.finding.rows for one in same), "row")
+            _line(console, f"    {same[0].origin}: {reason}", (f" ({rows})", "dim"))
+        if not reasons:
+            _line(console, f"    {ones[0].origin}: {ones[0].finding.reason}", (" …" if len(ones) > 1 else "", "dim"))
     console.print()
 
 

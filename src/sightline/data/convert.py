@@ -14,7 +14,8 @@ from typing import Any
 
 from sightline.data.formats import FORMS, read_row
 from sightline.data.forms.pairs import to_paddlemix
-from sightline.data.forms.reading import Picture, Turn, pictures, place, written_out
+from sightline.data.forms.places import pictures, place, written_out
+from sightline.data.forms.reading import Picture, Turn
 from sightline.data.forms.turns import to_llava, to_openai
 from sightline.data.image_files import ImageFiles, embedded
 from sightline.data.meta import is_meta

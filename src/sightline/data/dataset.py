@@ -17,8 +17,10 @@ from sightline.data.index import Cache, Index, open_index
 from sightline.data.inspect import Source
 from sightline.data.verdict import KINDS
 from sightline.errors import DataError
+from sightline.page.numbers import counted
 from sightline.prompt.prompter import Prompter
 from sightline.recipe import DataRecipe
+from sightline.runtime import rank, say
 from sightline.types import Conversation, Encoded
 
 
@@ -133,6 +135,7 @@ def open_dataset(
     Rows that cannot be used stop with a DataError, or are set aside where the entry says `on_bad_row: skip`.
     """
     index = open_index(entries, prompter, max_length, console, cache)
+    _tell_keys(index)
     bad = _bad_rows(index, seed)
     fatal = [row for source, row in bad if source.on_bad_row == "stop"]
     if fatal:
@@ -143,6 +146,14 @@ def open_dataset(
     if not len(samples):
         raise DataError(f"no usable rows in {', '.join(source.name for source in index.sources)}")
     return Dataset(index, samples, tuple(row for _, row in bad), prompter, max_length)
+
+
+def _tell_keys(index: Index) -> None:
+    """Say which keys of the rows play no part: a line for each file and key."""
+    if rank() == 0:
+        for source, known in zip(index.sources, index.surveys, strict=True):
+            for finding in known.told_once():
+                say(f"{source.name}: {finding.reason} ({counted(finding.rows, 'row')})")
 
 
 def list_of_bad_rows(dataset: Dataset) -> str:

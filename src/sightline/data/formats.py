@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import os.path
 import urllib.parse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from sightline.connections import shown_url
+from sightline.data.forms.keys import KEYS, PLAIN, WEIGHTS, chooses, is_picture, nearest, told, unread
 from sightline.data.forms.pairs import paddlemix, query, texts
-from sightline.data.forms.reading import Picture, Reading, Turn, place
+from sightline.data.forms.places import place
+from sightline.data.forms.reading import Picture, Reading, Turn
 from sightline.data.forms.turns import llava, mix, openai
 from sightline.data.sources import Row
 from sightline.data.verdict import Finding
 from sightline.errors import DataError, shown
-from sightline.types import Conversation, ImageRef, Message, Text
+from sightline.types import IMAGE, Conversation, ImageRef, Message, Text
 
 FORMS: dict[str, Callable[[Row], Reading]] = {
     "llava": llava,
@@ -63,7 +65,13 @@ def understand(
             for turn in turns
         )
         _check_order(messages)
-        _check_choice(turns)
+        extras = [(number, turn) for number, turn in enumerate(turns, 1) if turn.extra]
+        _check_choice(row, extras)
+        rest = row.keys() - reading.used
+        if rest and (not reading.images or rest - PLAIN):
+            findings += tuple(_not_read(row, reading.used, messages))
+        if extras or reading.asides:
+            findings += tuple(_not_read_inside(extras, reading.asides))
     except DataError as error:
         raise DataError(f"{origin}: {error}", error.kind) from None
     identity = row.get("id")
@@ -158,16 +166,46 @@ def _check_order(messages: Sequence[Message]) -> None:
             )
     if messages[-1].role != "assistant":
         raise DataError("the conversation does not end with an answer", "order")
-    for number, message in turns:
-        if message.role == "assistant" and not message.text.strip():
+    for number, message in enumerate(messages, 1):
+        if message.role == "user":
+            continue
+        text = message.text
+        if IMAGE in text:
+            whose = "an answer" if message.role == "assistant" else "a system prompt"
+            raise DataError(f"turn {number}: an image in {whose}; only questions may have some", "image_in_answer")
+        if message.role == "assistant" and not text.strip():
             raise DataError(f"turn {number}: the answer is empty", "empty_answer")
 
 
-def _check_choice(turns: Sequence[Turn]) -> None:
-    """Refuse rows that choose which answers are learned: all are, and to pass over the choice would hide it."""
-    for number, turn in enumerate(turns, 1):
-        for key in ("loss", "weight"):
-            if turn.role == "assistant" and turn.extra and turn.extra.get(key, 1) in (0, False):
+def _check_choice(row: Row, extras: Sequence[tuple[int, Turn]]) -> None:
+    """Refuse rows that choose what is learned of them: all answers are, and to pass over the choice would hide it."""
+    if not row.keys().isdisjoint(WEIGHTS) and (key := chooses(row, of_row=True)):
+        raise DataError(f"the row has {shown(key)}: {shown(row[key])}, but all rows are learned alike", "form")
+    for number, turn in extras:
+        if turn.role == "assistant" and (key := chooses(turn.extra)):
+            raise DataError(
+                f"turn {number} has {shown(key)}: {shown(turn.extra[key])}, but all answers are learned", "form"
+            )
+
+
+def _not_read(row: Row, used: frozenset[str], messages: Sequence[Message]) -> Iterator[Finding]:
+    """What is said of the keys of a row that no form reads. Raises DataError where the row's only image is there."""
+    if not any(message.images for message in messages):
+        for key in row.keys() - used:
+            if is_picture(key, row[key]):
+                near = nearest(key, ()) or "image"
                 raise DataError(
-                    f"turn {number} has {shown(key)}: {turn.extra[key]}, but all answers are learned", "form"
+                    f"{shown(key)} holds an image and is not read; did you mean {shown(near)}?", "image_key"
                 )
+    keys = [key for key in unread(row, used) if key not in WEIGHTS]
+    yield from (Finding("key", line) for line in told(keys, used))
+
+
+def _not_read_inside(extras: Sequence[tuple[int, Turn]], asides: Sequence[str]) -> Iterator[Finding]:
+    keys = [key for _, turn in extras for key in unread(turn.extra, frozenset()) if key not in WEIGHTS]
+    known = frozenset().union(*(keys.turn for keys in KEYS.values()))
+    yield from (Finding("key", line) for line in told(keys, known, " of a turn"))
+    inside = [key for key in asides if key not in PLAIN]
+    yield from (
+        Finding("key", line) for line in told(inside, ("url", "path", "bytes", "text"), " of an image or a text")
+    )

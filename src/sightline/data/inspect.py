@@ -102,10 +102,22 @@ def look(source: Source, row: int, watched: dict[str, int] | None = None) -> Loo
     for number, message in enumerate(conversation.messages, 1):
         if controls := _controls(message, source.prompter):
             findings.append(Finding("control_token", f"turn {number}: {', '.join(dict.fromkeys(controls))}"))
+    if source.prompter is not None and source.prompter.template.images_only and (lost := _lost(conversation)):
+        findings.append(Finding("question_lost", f"the template {source.prompter.template.name} leaves out {lost}"))
     tokens, targets = 0, 0
     if source.prompter is not None and not (source.prompter.tiles is not None and (0, 0) in sizes):
         tokens, targets = _lengths(source, conversation.messages, sizes, findings)
     return Look(tokens, targets, sizes, tuple(findings), _digest(conversation))
+
+
+def _lost(conversation: Conversation) -> str:
+    """What a template that shows images alone leaves of a row unsaid, although the answers depend on it."""
+    asked = [message for message in conversation.messages if message.role == "user"]
+    if any(message.text.strip() for message in asked[1:]):
+        return f"what is asked: the row has {len(asked)} questions, and their answers would be learned without them"
+    if not conversation.images and asked[0].text.strip():
+        return "what is asked: the row has no image, and its answer would be learned without anything"
+    return ""
 
 
 def stamp(path: str) -> int:

@@ -22,7 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from sightline.data.inspect import Source, look
 from sightline.data.stored import key_of
-from sightline.data.surveyed import Survey, as_bytes, joined, keep_block, kept_blocks, mapped, store
+from sightline.data.surveyed import Survey, as_bytes, as_lines, joined, keep_block, kept_blocks, mapped, store
 from sightline.errors import UserError
 from sightline.limits import Limits, limits, use
 from sightline.prompt.prompter import Prompter
@@ -147,11 +147,7 @@ def _block(source: Source, number: int) -> Survey:
         except Exception as error:
             error.add_note(f"while looking at {source.rows.origin(row)}")
             raise
-    lines = [
-        json.dumps([row, finding.kind, finding.reason]) + "\n"
-        for row, one in zip(rows, looks, strict=True)
-        for finding in one.findings
-    ]
+    lines = as_lines((row, finding) for row, one in zip(rows, looks, strict=True) for finding in one.findings)
     return Survey(
         tokens=np.array([one.tokens for one in looks], dtype=np.int32),
         targets=np.array([one.targets for one in looks], dtype=np.int32),
@@ -159,7 +155,7 @@ def _block(source: Source, number: int) -> Survey:
         bad=np.array([one.bad for one in looks], dtype=bool),
         digests=np.array([one.digest for one in looks], dtype=np.uint64),
         sizes=np.array([size for one in looks for size in one.sizes], dtype=np.int32).reshape(-1, 2),
-        found=as_bytes("".join(lines)),
+        found=as_bytes(lines),
         watched=as_bytes(json.dumps(watched)),
     )
 

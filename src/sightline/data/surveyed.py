@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import numpy as np
 
 from sightline.data.inspect import stamp
 from sightline.data.stored import read_array, write_array, write_whole
-from sightline.data.verdict import Finding
+from sightline.data.verdict import KINDS, Finding
 from sightline.errors import CheckpointError
 from sightline.files import appearing
 
@@ -33,17 +34,27 @@ class Survey:
     sizes: np.ndarray
     """int32 [M, 2]: width and height of all images"""
     found: np.ndarray
-    """uint8: the findings, `[row, kind, reason]` as JSON, one a line"""
+    """uint8: the findings, `[row, kind, reason, rows]` as JSON, one a line; once a block where `told_once`"""
     watched: np.ndarray
     """uint8: path and stamp of everything whose change makes this wrong, as one JSON object"""
     stored: Path | None = None
     """The folder that the arrays are mapped from."""
 
     def findings(self) -> Iterator[tuple[int, Finding]]:
-        """Rows (counted from 0) and what was found in them, in order."""
-        for line in self.found.tobytes().splitlines():
-            row, kind, reason = json.loads(line)
-            yield row, Finding(kind, reason)
+        """Rows (counted from 0) and what was found in them, in order; what is told once, in the first of its rows."""
+        lines = [json.loads(line) for line in self.found.tobytes().splitlines()]
+        counts: Counter[tuple[str, str]] = Counter()
+        for _, kind, reason, rows in lines:
+            counts[kind, reason] += rows if _told_once(kind) else 0
+        for row, kind, reason, _ in lines:
+            if not _told_once(kind):
+                yield row, Finding(kind, reason)
+            elif rows := counts.pop((kind, reason), 0):
+                yield row, Finding(kind, reason, rows)
+
+    def told_once(self) -> Iterator[Finding]:
+        """Those of the findings that lie in how the file is written."""
+        return (finding for _, finding in self.findings() if _told_once(finding.kind))
 
     def holds(self) -> bool:
         """Whether the folders of images, and the files that could not be read, are as they were."""
@@ -68,6 +79,21 @@ def joined(blocks: Sequence[Survey]) -> Survey:
             watched[path] = min(then, watched.get(path, then))
     arrays = {name: np.concatenate([getattr(block, name) for block in blocks]) for name in ARRAYS}
     return _survey(arrays | {"watched": as_bytes(json.dumps(watched))})
+
+
+def as_lines(findings: Iterable[tuple[int, Finding]]) -> str:
+    """What was found in rows, as a block of a survey keeps it."""
+    lines: dict[tuple[object, ...], tuple[int, Finding, int]] = {}
+    for number, (row, finding) in enumerate(findings):
+        key = (finding.kind, finding.reason) if _told_once(finding.kind) else (number,)
+        first, _, rows = lines.get(key, (row, finding, 0))
+        lines[key] = (first, finding, rows + 1)
+    return "".join(json.dumps([row, one.kind, one.reason, rows]) + "\n" for row, one, rows in lines.values())
+
+
+def _told_once(kind: str) -> bool:
+    """A bad row keeps its own line, because it is left out by it."""
+    return KINDS[kind].once and not KINDS[kind].bad
 
 
 def keep_block(block: Survey, folder: Path, number: int) -> bool:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sightline.data.forms.reading import Reading, Turn, images_of, system_of, turns_of, without, written_out
+from sightline.data.forms.keys import KEYS
+from sightline.data.forms.places import written_out
+from sightline.data.forms.reading import Reading, Turn, images_of, system_of, turns_of, used_of, without
 from sightline.data.sources import Row
 from sightline.errors import DataError, shown
 
@@ -14,7 +16,7 @@ _ASKS, _ANSWERS = ("user", "human"), ("assistant", "gpt")
 
 def paddlemix(row: Row) -> Reading:
     """`conversations` of `[user, assistant]`."""
-    key, pairs = turns_of(row, "conversations", "conversation")
+    key, pairs = turns_of(row, *KEYS["paddlemix"].turns)
     read: list[Turn] = []
     for number, pair in enumerate(pairs, 1):
         if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(text, str) for text in pair):
@@ -43,7 +45,7 @@ def to_paddlemix(turns: Sequence[Turn], images: Sequence[str]) -> Row:
 
 def texts(row: Row) -> Reading:
     """`texts` of `{"user", "assistant"}`, as in tables of The Cauldron; also `conversation` of such objects."""
-    key, pairs = turns_of(row, "texts", "conversation", "conversations")
+    key, pairs = turns_of(row, *KEYS["texts"].turns)
     read: list[Turn] = []
     for number, pair in enumerate(pairs, 1):
         if not isinstance(pair, dict):
@@ -67,10 +69,9 @@ def query(row: Row) -> Reading:
             where = f"pair {number} of 'history'" if number <= len(history) else "'query' and 'response'"
             raise DataError(f"{where}: expected two texts", "form")
         read += [Turn("user", (pair[0],)), Turn("assistant", (pair[1],))]
-    return _beside_images(row, read, "query", "response", "history")
+    return _beside_images(row, read, *KEYS["query"].turns)
 
 
 def _beside_images(row: Row, read: Sequence[Turn], *keys: str) -> Reading:
     images, asides = images_of(row)
-    used = frozenset({*keys, "image", "images", "system"})
-    return Reading((*system_of(row, read), *read), used, images=images, asides=asides)
+    return Reading((*system_of(row, read), *read), used_of(*keys), images=images, asides=asides)

@@ -1,13 +1,13 @@
-"""A row as its form reads it: turns, pictures, and the keys that it used; images set in their `<image>` places."""
+"""A row as its form reads it: turns, pictures, and the keys that it used."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
+from sightline.data.forms.keys import BESIDE, IMAGES, SYSTEM, base64_type
 from sightline.data.sources import Row
-from sightline.data.verdict import Finding
 from sightline.errors import DataError, listed, shown
 from sightline.types import IMAGE, Role
 
@@ -53,43 +53,6 @@ class Reading:
     """Keys inside of images (`detail`, `width`) that no turn can carry."""
 
 
-def place(reading: Reading) -> tuple[tuple[Turn, ...], tuple[Finding, ...]]:
-    """Set the images of a reading in their places; in front of the first user turn where there is no `<image>`.
-
-    Texts side by side become one and empty ones go, so that equal conversations are equal turns.
-    Raises DataError where the numbers of images and places differ.
-    """
-    turns, images = reading.turns, reading.images
-    places = sum(part.count(IMAGE) for turn in turns for part in turn.content if isinstance(part, str))
-    if (places or images) and any(isinstance(part, Picture) for turn in turns for part in turn.content):
-        what = f"{IMAGE} in a text" if places else "a list of images"
-        raise DataError(f"{what} beside images that are parts of a turn; write all images in one way", "image_count")
-    findings: tuple[Finding, ...] = ()
-    if images and not places:
-        turns = _in_front(turns, images)
-        findings = (
-            Finding("image_in_front", f"{_count(len(images))} without {IMAGE}, put in front of the first user turn"),
-        )
-    elif places != len(images):
-        raise DataError(
-            f"{_count(len(images))} but {places} {IMAGE} in the conversations; they must agree", "image_count"
-        )
-    elif places:
-        waiting = iter(images)
-        turns = tuple(Turn(turn.role, tuple(_filled(turn.content, waiting)), turn.extra) for turn in turns)
-    return tuple(Turn(turn.role, _merged(turn.content), turn.extra) for turn in turns), findings
-
-
-def written_out(turn: Turn) -> str:
-    """A turn as one string, with `<image>` where its pictures are."""
-    return "".join(part if isinstance(part, str) else IMAGE for part in turn.content)
-
-
-def pictures(turns: Sequence[Turn]) -> list[Picture]:
-    """All pictures of placed turns, in order."""
-    return [part for turn in turns for part in turn.content if isinstance(part, Picture)]
-
-
 def role_of(name: Any, key: str, number: int) -> Role:
     role = ROLES.get(name) if isinstance(name, str) else None
     if role is None:
@@ -105,38 +68,84 @@ def turns_of(row: Row, *keys: str) -> tuple[str, list[Any]]:
             if not isinstance(turns, list) or not turns:
                 raise DataError(f"{shown(key)} is not a list of turns, or is empty", "form")
             return key, turns
-    raise DataError(f"no {shown(keys[0])} in the row (it has: {listed(row) or 'nothing'})", "form")
+    for key in keys:
+        if key in row:
+            raise DataError(f"{shown(key)} is null", "form")
+    raise DataError(f"no {shown(keys[0])} in the row (it has: {listed(without(row)) or 'nothing'})", "form")
 
 
 def system_of(row: Row, turns: Sequence[Turn]) -> tuple[Turn, ...]:
-    """The turn that stands under the row's own key `system`, in front of the others."""
-    told = row.get("system")
-    if not told:
+    """The turn that stands under the row's own key `system`, or another name of it, in front of the others."""
+    given = [key for key in SYSTEM if row.get(key)]
+    if not given:
         return ()
+    if len(given) > 1:
+        raise DataError(f"the row has {' and '.join(map(shown, given))}; keep one of them", "form")
+    told = row[given[0]]
     if not isinstance(told, str):
-        raise DataError(f"'system' is {type(told).__name__}, not text", "form")
+        raise DataError(f"{shown(given[0])} is {type(told).__name__}, not text", "form")
     if any(turn.role == "system" for turn in turns):
-        raise DataError("'system' stands beside a system turn; keep one of them", "form")
+        raise DataError(f"{shown(given[0])} stands beside a system turn; keep one of them", "form")
     return (Turn("system", (told,)),)
+
+
+def used_of(*keys: str) -> frozenset[str]:
+    """The keys of a row that a form has read: these, and what every form reads beside its turns."""
+    return BESIDE.union(keys)
 
 
 def images_of(row: Row) -> tuple[tuple[Picture, ...], tuple[str, ...]]:
     """The images under `image` or `images`, and the keys inside of them that have no meaning here."""
-    given = [key for key in ("image", "images") if row.get(key)]
-    if len(given) > 1:
-        raise DataError("the row has 'image' and 'images'; keep one of them", "form")
-    if not given:
-        return (), ()
-    value = row[given[0]]
     asides: list[str] = []
-    pictures = tuple(picture(one, given[0], asides) for one in (value if isinstance(value, list) else [value]))
-    return pictures, tuple(dict.fromkeys(asides))
+    return _images_of(row, "row", asides), tuple(dict.fromkeys(asides))
+
+
+def with_images(
+    turn: Mapping[str, Any], number: int, content: tuple[str | Picture, ...], asides: list[str]
+) -> tuple[str | Picture, ...]:
+    """The content of a turn with the images of its own key `image` or `images`, in their places or in front."""
+    if not (turn.get("image") or turn.get("images")):
+        return content
+    images = _images_of(turn, f"turn {number}", asides)
+    places = sum(part.count(IMAGE) for part in content if isinstance(part, str))
+    if not places:
+        return (*(part for image in images for part in (image, "\n")), *content)
+    if places != len(images):
+        raise DataError(
+            f"turn {number} has images under a key of its own, {len(images)}, but {places} {IMAGE}", "image_count"
+        )
+    waiting = iter(images)
+    return tuple(filled(content, waiting))
+
+
+def filled(content: Iterable[str | Picture], waiting: Iterator[Picture]) -> Iterator[str | Picture]:
+    """The content with the next of the waiting images for each `<image>`."""
+    for part in content:
+        if isinstance(part, Picture):
+            yield part
+            continue
+        first, *pieces = part.split(IMAGE)
+        yield first
+        for piece in pieces:
+            yield next(waiting)
+            yield piece
+
+
+def _images_of(given: Mapping[str, Any], where: str, asides: list[str]) -> tuple[Picture, ...]:
+    keys = [key for key in IMAGES if given.get(key)]
+    if len(keys) > 1:
+        raise DataError(f"{'the row' if where == 'row' else where} has 'image' and 'images'; keep one of them", "form")
+    if not keys:
+        return ()
+    value = given[keys[0]]
+    return tuple(picture(one, keys[0], asides) for one in (value if isinstance(value, list) else [value]))
 
 
 def picture(value: Any, key: str, asides: list[str]) -> Picture:
-    """Understand one image: a path, URL or data URI, bytes, or an object of `bytes` and `path` or of `url`."""
+    """Understand one image: a path, URL, data URI or base64, bytes, or an object of `bytes` and `path` or of `url`."""
     if isinstance(value, str) and value:
-        return Picture(value)
+        kind = base64_type(value)
+        return Picture(value if kind is None else f"data:image/{kind};base64,{''.join(value.split())}")
     if isinstance(value, bytes) and value:
         return Picture(None, value)
     if isinstance(value, dict):
@@ -152,39 +161,3 @@ def picture(value: Any, key: str, asides: list[str]) -> Picture:
 def without(given: Mapping[str, Any], *known: str) -> dict[str, Any]:
     """The other keys; null stands for absent, as it must in tables."""
     return {key: value for key, value in given.items() if key not in known and value is not None}
-
-
-def _in_front(turns: tuple[Turn, ...], images: Sequence[Picture]) -> tuple[Turn, ...]:
-    for number, turn in enumerate(turns):
-        if turn.role == "user":
-            lines = tuple(part for image in images for part in (image, "\n"))
-            return (*turns[:number], replace(turn, content=lines + turn.content), *turns[number + 1 :])
-    raise DataError("no turn of the user, whose images these could be", "order")
-
-
-def _filled(content: Iterable[str | Picture], waiting: Iterable[Picture]) -> Iterable[str | Picture]:
-    images = iter(waiting)
-    for part in content:
-        if isinstance(part, Picture):
-            yield part
-            continue
-        first, *pieces = part.split(IMAGE)
-        yield first
-        for piece in pieces:
-            yield next(images)
-            yield piece
-
-
-def _merged(content: tuple[str | Picture, ...]) -> tuple[str | Picture, ...]:
-    merged: list[str | Picture] = []
-    for part in content:
-        last = merged[-1] if merged else None
-        if isinstance(part, str) and isinstance(last, str):
-            merged[-1] = last + part
-        elif part != "":
-            merged.append(part)
-    return tuple(merged)
-
-
-def _count(number: int) -> str:
-    return f"{number} image" if number == 1 else f"{number} images"

@@ -6,21 +6,23 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from sightline.data.forms.keys import IMAGES, KEYS
+from sightline.data.forms.places import pictures, written_out
 from sightline.data.forms.reading import (
     Picture,
     Reading,
     Turn,
     images_of,
     picture,
-    pictures,
     role_of,
     system_of,
     turns_of,
+    used_of,
+    with_images,
     without,
-    written_out,
 )
 from sightline.data.sources import Row
-from sightline.errors import DataError, shown
+from sightline.errors import DataError, listed, shown
 from sightline.types import IMAGE
 
 _CONTEXT = "<IMG_CONTEXT>"
@@ -30,12 +32,11 @@ _NUMBERED = re.compile(r"<image>(\d+)</image>")
 
 def llava(row: Row) -> Reading:
     """`conversations` of `{"from", "value"}`, the images under `image` or `images`: LLaVA, ShareGPT4V, InternVL."""
-    key, turns = turns_of(row, "conversations", "conversation", "messages")
+    key, turns = turns_of(row, *KEYS["llava"].turns)
     images, asides = images_of(row)
-    read = tuple(_from_value(turn, number) for number, turn in enumerate(turns, 1))
-    return Reading(
-        (*system_of(row, read), *read), frozenset({key, "image", "images", "system"}), images=images, asides=asides
-    )
+    found = list(asides)
+    read = tuple(_from_value(turn, number, found) for number, turn in enumerate(turns, 1))
+    return Reading((*system_of(row, read), *read), used_of(key), images=images, asides=tuple(dict.fromkeys(found)))
 
 
 def to_llava(turns: Sequence[Turn], images: Sequence[str]) -> Row:
@@ -49,7 +50,7 @@ def to_llava(turns: Sequence[Turn], images: Sequence[str]) -> Row:
 
 def mix(row: Row) -> Reading:
     """PaddleMIX's DataCopilot: `images` of `{"id", "url"}`, which `<image>ID</image>` names in the texts."""
-    key, turns = turns_of(row, "conversations", "conversation")
+    key, turns = turns_of(row, *KEYS["mix"].turns)
     entries = row.get("images") or []
     if not isinstance(entries, list) or not all(isinstance(entry, dict) and "id" in entry for entry in entries):
         raise DataError("'images' is not a list of objects with 'id' and 'url'", "form")
@@ -67,9 +68,9 @@ def mix(row: Row) -> Reading:
 
     read = []
     for number, turn in enumerate(turns, 1):
-        (text,) = (one := _from_value(turn, number)).content
-        assert isinstance(text, str)
-        read.append(Turn(one.role, (_NUMBERED.sub(numbered, text),), one.extra))
+        one = _from_value(turn, number, asides)
+        parts = (_NUMBERED.sub(numbered, part) if isinstance(part, str) else part for part in one.content)
+        read.append(Turn(one.role, tuple(parts), one.extra))
     if wanted and set(wanted) != known.keys():
         raise DataError(
             f"the texts name the images {', '.join(sorted(set(wanted)))}, the row has {', '.join(known) or 'none'}",
@@ -78,7 +79,7 @@ def mix(row: Row) -> Reading:
     images = tuple(known[name] for name in wanted) if wanted else tuple(known.values())
     return Reading(
         (*system_of(row, read), *read),
-        frozenset({key, "images", "system"}),
+        used_of(key) - {"image"},
         images=images,
         asides=tuple(dict.fromkeys(asides)),
     )
@@ -86,7 +87,7 @@ def mix(row: Row) -> Reading:
 
 def openai(row: Row) -> Reading:
     """`messages` of `{"role", "content"}`: texts with `<image>` and `images` beside them, or lists of parts."""
-    key, turns = turns_of(row, "messages", "conversations", "conversation")
+    key, turns = turns_of(row, *KEYS["openai"].turns)
     beside, asides = images_of(row)
     found = list(asides)
     chosen: list[Picture] = []
@@ -103,7 +104,8 @@ def openai(row: Row) -> Reading:
             raise DataError(
                 f"turn {number}: 'content' is {type(content).__name__}, not text or a list of parts", "form"
             )
-        read.append(Turn(role_of(turn["role"], "role", number), parts, without(turn, "role", "content")))
+        parts = with_images(turn, number, parts, found)
+        read.append(Turn(role_of(turn["role"], "role", number), parts, without(turn, "role", "content", *IMAGES)))
     if any(_CONTEXT in part for turn in read for part in turn.content if isinstance(part, str)):
         beside, read = (*beside, *pictures(read)), [_at_context(turn) for turn in read]
         chosen = []
@@ -111,7 +113,7 @@ def openai(row: Row) -> Reading:
         raise DataError(f"the turns show only some of the row's {len(beside)} images", "image_count")
     return Reading(
         (*system_of(row, read), *read),
-        frozenset({key, "image", "images", "system"}),
+        used_of(key),
         images=() if chosen else beside,
         asides=tuple(dict.fromkeys(found)),
     )
@@ -133,14 +135,14 @@ def to_openai(turns: Sequence[Turn], images: Sequence[str]) -> Row:
     return {"messages": messages}
 
 
-def _from_value(turn: Any, number: int) -> Turn:
+def _from_value(turn: Any, number: int, asides: list[str]) -> Turn:
     if not isinstance(turn, dict) or "from" not in turn or ("value" not in turn and "text" not in turn):
         raise DataError(f"turn {number} is not an object with 'from' and 'value'", "form")
     role = role_of(turn["from"], "from", number)
     key = "value" if "value" in turn else "text"  # the documentation of InternVL writes `text` for answers
     if not isinstance(turn[key], str):
         raise DataError(f"turn {number}: {shown(key)} is {type(turn[key]).__name__}, not text", "form")
-    return Turn(role, (turn[key],), without(turn, "from", key))
+    return Turn(role, with_images(turn, number, (turn[key],), asides), without(turn, "from", key, *IMAGES))
 
 
 def _at_context(turn: Turn) -> Turn:
@@ -157,14 +159,16 @@ def _part(part: Any, number: int, beside: Sequence[Picture], chosen: list[Pictur
     given = without(part, "type")
     kind = part.get("type") or next((key for key in ("text", "image_url", "image") if key in given), None)
     if kind in ("text", "input_text"):
-        text = given.pop("text", None)
+        # Version 1 of LLaMA-Factory has all that a part holds under `value`.
+        text = given.pop("value" if "text" not in given else "text", None)
         if not isinstance(text, str):
-            raise DataError(f"turn {number}: a part of type {shown(kind)} has no 'text'", "form")
+            has = f" (it has: {listed(given)})" if given else ""
+            raise DataError(f"turn {number}: a part of type {shown(kind)} has no 'text'{has}", "form")
         asides += given
         return text
     if kind not in ("image", "image_url", "input_image"):
         raise DataError(f"turn {number}: a part is of type {shown(kind)}; known: text, image_url, image", "form")
-    key = next((key for key in ("image_url", "image", "url", "path", "bytes") if key in given), None)
+    key = next((key for key in ("image_url", "image", "url", "path", "bytes", "value") if key in given), None)
     index = given.pop("index", None)
     if key is not None:
         found = picture(given.pop(key), key, asides)
