@@ -59,7 +59,7 @@ def test_one_rank_looks_and_the_other_maps(tmp_path: Path) -> None:
     path.write_text(json.dumps([{"conversations": turns}] * 3))
     assert ranks(path, tmp_path / "cache") == ["0 3 1 memmap", "1 3 0 memmap"]
     path.write_text("[{}")
-    message = "a.json: the array breaks off at byte 3, in row 2; the file is damaged or was cut off"
+    message = "a.json: the array breaks off, the file was cut off at line 1 (byte 3), in row 2"
     assert ranks(path, tmp_path / "cache") == [f"0 {message}", f"1 {message}"]
 
 

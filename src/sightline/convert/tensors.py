@@ -12,6 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from sightline.errors import ModelError
+from sightline.files import refuse_pointer
 from sightline.model.pickles import read_pickle, tensors_in
 
 TYPES = {
@@ -83,6 +84,7 @@ def in_folder(folder: Path, *, of: str = "") -> dict[str, Stored]:
 
 def in_file(file: Path) -> dict[str, Stored]:
     """The tensors of one file of safetensors, or of torch."""
+    refuse_pointer(file)
     if file.suffix != ".safetensors":
         return {name: stored(tensor) for name, tensor in tensors_in(read_pickle(file)).items()}
     if not file.is_file():

@@ -14,8 +14,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from sightline.data.mistakes import check_lines, foreign, line_of, mistake, not_utf8
 from sightline.data.stored import key_of, read_array, write_array
-from sightline.errors import DataError, shown
+from sightline.errors import DataError
 
 Row = dict[str, Any]
 
@@ -24,8 +25,8 @@ _WHITE = re.compile(r"[ \t\r\n]*")
 _INK = re.compile(rb"[^ \t\r\n]")
 _WINDOW = 16 * 1024 * 1024
 """Bytes of an array that are decoded at a time; more where a single row is longer."""
-_LARGEST_OBJECT = 256 * 1024 * 1024
-"""Only smaller files are parsed whole, to tell an object over many lines from broken lines."""
+_BETWEEN = "Expecting ',' delimiter"
+"""What the parser of JSON would say between two rows of an array, which are read one by one."""
 _PLACES, _PROBE = 64, 16 * 1024
 
 
@@ -70,7 +71,7 @@ class JsonRows:
         try:
             row = json.loads(self.content[start:end].decode("utf-8"))
         except (ValueError, RecursionError) as error:
-            raise DataError(f"{self.origin(number)}: {_why(error, start)}", "broken_json") from None
+            raise DataError(f"{self.origin(number)}: {_why(self.content, error, start, end)}", "broken_json") from None
         if not isinstance(row, dict):
             raise DataError(f"{self.origin(number)}: expected an object {{...}}, found {type(row).__name__}", "form")
         return row
@@ -146,6 +147,8 @@ def _find(path: Path, content: mmap.mmap | bytes) -> np.ndarray:
     first = _INK.search(content, len(_BOM) if content[: len(_BOM)] == _BOM else 0)
     if first is None:
         raise DataError(f"{path}: the file is empty")
+    if what := foreign(content):
+        raise DataError(f"{path} is {what}", "broken_json")
     start = first.start()
     spans = _array(path, content, start + 1) if content[start : start + 1] == b"[" else _lines(path, content, start)
     if not spans:
@@ -164,10 +167,8 @@ def _array(path: Path, content: mmap.mmap | bytes, byte: int) -> array[int]:
         return byte + (to - at if text.isascii() else len(text[at:to].encode()))
 
     def broken(reason: str, where: int) -> DataError:
-        row = len(spans) // 2 + 1
-        return DataError(
-            f"{path}: {reason} at byte {where}, in row {row}; the file is damaged or was cut off", "broken_json"
-        )
+        row, line = len(spans) // 2 + 1, line_of(content, where)
+        return DataError(f"{path}: {reason} at line {line} (byte {where}), in row {row}", "broken_json")
 
     while True:
         # A row, and the mark behind it; what does not fit into the window is read again in one that begins with it.
@@ -183,7 +184,9 @@ def _array(path: Path, content: mmap.mmap | bytes, byte: int) -> array[int]:
         except json.JSONDecodeError as error:
             near_the_end = error.pos >= len(text) - 16 or error.msg.startswith("Unterminated string")
             if is_last or not near_the_end:
-                raise broken(f"broken JSON ({error.msg})", bytes_to(min(error.pos, len(text)))) from None
+                where = bytes_to(min(error.pos, len(text)))
+                what = mistake(content, where, error.msg, len(content))
+                raise broken(f"broken JSON ({what})", where) from None
             mark = len(text)
         except (ValueError, RecursionError) as error:
             raise broken(f"JSON that cannot be read ({error})", bytes_to(first)) from None
@@ -200,7 +203,9 @@ def _array(path: Path, content: mmap.mmap | bytes, byte: int) -> array[int]:
             break
         if text[mark : mark + 1] != ",":
             found = text[mark : mark + 1]
-            raise broken("the array breaks off" if not found else f"expected ',' or ']', found {shown(found)}", byte)
+            if not found:
+                raise broken("the array breaks off, the file was cut off", byte)
+            raise broken(f"broken JSON ({mistake(content, byte, _BETWEEN, len(content))})", byte)
         byte, at = byte + 1, at + 1
     behind = _INK.search(content, byte + 1)
     if behind is not None:
@@ -217,9 +222,8 @@ def _window(path: Path, content: mmap.mmap | bytes, start: int, end: int) -> tup
         if end < len(content) and error.start > len(data) - 4 and error.end == len(data):
             return data[: error.start].decode("utf-8"), start + error.start
         where = start + error.start
-        raise DataError(
-            f"{path}: byte {where} is not UTF-8; the file is damaged or was cut off", "broken_json"
-        ) from error
+        guess = not_utf8(data, error.start) or "; the file is damaged or was cut off"
+        raise DataError(f"{path}: byte {where} is not UTF-8{guess}", "broken_json") from error
 
 
 def _skip(text: str, at: int) -> int:
@@ -236,35 +240,18 @@ def _lines(path: Path, content: mmap.mmap | bytes, start: int) -> array[int]:
         line = content[start:end]
         if line.strip():
             if not spans:
-                _refuse_object(path, line, content)
+                check_lines(path, content, start)
             spans.append(start)
             spans.append(end)
         start = end + 1
     return spans
 
 
-def _refuse_object(path: Path, line: bytes, content: mmap.mmap | bytes) -> None:
-    """Stop where the file is one object written over many lines: read line by line, it would be nothing but errors."""
-    if len(content) > _LARGEST_OBJECT or _parses(line) is not None:
-        return
-    if isinstance(whole := _parses(content[:]), dict):
-        keys = ", ".join(map(repr, whole))
-        raise DataError(
-            f"{path}: the file is one object (with {keys}); expected an array of rows, or one object a line", "form"
-        )
-
-
-def _parses(data: bytes) -> Any:
-    try:
-        return json.loads(data.decode("utf-8-sig"))
-    except (ValueError, RecursionError):
-        return None
-
-
-def _why(error: Exception, start: int) -> str:
+def _why(content: mmap.mmap | bytes, error: Exception, start: int, end: int) -> str:
     """Why a row cannot be read, with its place in the file."""
     if isinstance(error, UnicodeDecodeError):
-        return f"byte {start + error.start} is not UTF-8"
+        return f"byte {start + error.start} is not UTF-8{not_utf8(error.object, error.start)}"
     if isinstance(error, json.JSONDecodeError):
-        return f"broken JSON ({error.msg}) at byte {start + len(error.doc[: error.pos].encode())}"
+        where = start + len(error.doc[: error.pos].encode())
+        return f"broken JSON ({mistake(content, where, error.msg, end)}) at byte {where}"
     return f"JSON that cannot be read ({error}) at byte {start}"

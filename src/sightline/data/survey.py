@@ -80,9 +80,8 @@ def _prompter_key(prompter: Prompter | None) -> str:
 def _code_key() -> str:
     """The code that reads, renders and judges rows, byte for byte, and the packages that it relies on."""
     here = Path(__file__).parent
-    files = [
-        here / f"{name}.py" for name in ("inspect", "formats", "sources", "survey", "surveyed", "tables", "verdict")
-    ]
+    names = ("inspect", "formats", "mistakes", "sources", "survey", "surveyed", "tables", "verdict")
+    files = [here / f"{name}.py" for name in names]
     files += [*here.glob("forms/*.py"), *here.parent.glob("prompt/*.py"), here.parent / "types.py"]
     digest = hashlib.blake2b(digest_size=12)
     for file in sorted(files):

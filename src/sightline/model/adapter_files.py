@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from sightline.errors import ModelError
+from sightline.files import refuse_pointer
 from sightline.model.llamafy import RENAME
 from sightline.model.pickles import read_pickle, tensors_in
 from sightline.model.projector import unsound
@@ -64,6 +65,7 @@ def _read(folder: Path) -> tuple[dict[str, torch.Tensor], Callable[[torch.Tensor
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ModelError(f"{folder / 'adapter_config.json'} is damaged ({error}); copy it again") from error
     file = folder / "adapter_model.safetensors"
+    refuse_pointer(file)
     try:
         found = load_file(file) if file.is_file() else tensors_in(read_pickle(file.with_suffix(".bin")))
     except (SafetensorError, OSError) as error:

@@ -22,6 +22,7 @@ from transformers.activations import ACT2FN
 from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
 from sightline.errors import ModelError, shown
+from sightline.files import refuse_pointer
 from sightline.model.pickles import read_pickle, tensors_in
 from sightline.model.weights import LEARNED, checkpoints
 from sightline.runtime import say
@@ -249,6 +250,7 @@ def _read(place: Path) -> Found:
 
 def _tensors(file: Path) -> Iterator[tuple[str, Any]]:
     """Names and tensors, which are read when they are asked for."""
+    refuse_pointer(file)
     if file.suffix in (".bin", ".pt", ".pth"):
         yield from tensors_in(read_pickle(file)).items()
     elif file.suffix == ".safetensors":

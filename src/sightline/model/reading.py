@@ -8,7 +8,7 @@ import pickle
 import re
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
@@ -19,6 +19,7 @@ from torch import nn
 from transformers.utils import logging as transformers_logging
 
 from sightline.errors import ModelError, UserError, is_panic
+from sightline.files import refuse_pointer
 from sightline.model.weights import LEARNED, checkpoints
 
 WHOLE = ("llava", "llava_next")
@@ -66,6 +67,7 @@ def reading(path: str | Path) -> Iterator[None]:
     """
     _check_there(str(path))
     _check_index(Path(path))
+    _check_pointers(Path(path))
     try:
         yield
     except UserError:
@@ -101,6 +103,14 @@ def _check_there(path: str) -> None:
         raise ModelError(f"no model folder {path or repr(path)}")
     if Path(owner).is_dir() and not isinstance(try_to_load_from_cache(path, "config.json"), str):
         raise ModelError(f"no model folder {path}: there is none of this name in {owner}")
+
+
+def _check_pointers(folder: Path) -> None:
+    """Raise ModelError where git-lfs has left a pointer in the place of weights, or of another file of a model."""
+    with suppress(OSError):
+        for file in folder.glob("*.*"):
+            if file.suffix in (".safetensors", ".bin", ".json", ".model") and file.stat().st_size < 1024:
+                refuse_pointer(file)
 
 
 def _check_index(folder: Path) -> None:

@@ -18,6 +18,7 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 
 from sightline.connections import Refused, shown_url
 from sightline.errors import DataError
+from sightline.files import POINTER
 from sightline.limits import limits, remedy
 from sightline.network import fetch_bytes, of_image
 from sightline.prompt.decoding import open_file, orientation, orientation_behind, to_rgb
@@ -129,6 +130,11 @@ def _open(ref: ImageRef, source: Path | io.BytesIO) -> ImageFile.ImageFile:
     except IsADirectoryError:
         raise DataError(f"image {name_of(ref)} is a folder: {_path(ref)}", "image_missing") from None
     except UnidentifiedImageError:
+        if _begins(source, POINTER):
+            raise DataError(
+                f"image {name_of(ref)} is a pointer of git-lfs, not the image: `git lfs pull` brings it",
+                "image_missing",
+            ) from None
         raise DataError(
             f"image {name_of(ref)} is not an image of a known format; save it as JPEG or PNG", "image_unreadable"
         ) from None
@@ -216,6 +222,13 @@ def _path(ref: ImageRef) -> Path:
             "image_outside",
         )
     return Path(ref.folder) / ref.source
+
+
+def _begins(source: Path | io.BytesIO, mark: bytes) -> bool:
+    if isinstance(source, io.BytesIO):
+        return source.getvalue().startswith(mark)
+    with source.open("rb") as file:
+        return file.read(len(mark)) == mark
 
 
 def _tail(source: Path | io.BytesIO) -> bytes:
