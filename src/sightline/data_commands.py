@@ -164,9 +164,11 @@ def _refuse(args: argparse.Namespace, name: str, what: str) -> None:
 
 def _is_data(target: str) -> bool:
     """Whether it is a data file or a folder of them; otherwise it is a recipe."""
+    from sightline.data.mixes import is_mix
+
     path = Path(target)
     if path.suffix in (".yaml", ".yml") or target in shipped():
-        return False
+        return is_mix(path)
     return path.suffix in DATA or "*" in target or path.exists()
 
 

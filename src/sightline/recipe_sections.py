@@ -156,7 +156,8 @@ class DataRecipe(Section):
     """A set of data: a file by its `path`, or a known set by its name (`use`)."""
 
     path: str | None = None
-    """A JSON or JSONL file of conversations, an InternVL meta file, a Parquet file, or a folder of `datasets`."""
+    """A JSON or JSONL file of conversations, an InternVL meta file, a mix of LLaVA-NeXT (YAML), a Parquet file, or a
+    folder of `datasets`."""
     use: str | None = None
     """The name of a known set, such as llava_v15_mix665k, instead of `path`, `images` and `form`."""
     root: str | None = None

@@ -10,6 +10,7 @@ import pytest
 from fake_model import base64_png, png
 
 from sightline.errors import DataError
+from sightline.evaluate.choice import INSTRUCTION, score_choices, to_question
 from sightline.evaluate.choice_rows import read_choices, refuse
 
 Tsv = Callable[..., Path]
@@ -32,6 +33,15 @@ def test_cells_stay_the_strings_that_they_are(tsv: Tsv) -> None:
 def test_an_empty_option_does_not_exist(tsv: Tsv) -> None:
     rows, _ = read_choices(tsv({"C": "", "D": "cow"}))
     assert rows[0].options == {"A": "cat", "B": "dog", "D": "cow"}
+
+
+def test_the_first_option_may_be_the_empty_one(tsv: Tsv) -> None:
+    """As in a row of AI2D's test set; the prompt shows the letters that there are, and the answer is one of them."""
+    rows, bad = read_choices(tsv({"A": "", "B": "dog", "C": "cow", "answer": "C"}))
+    assert bad == [] and rows[0].options == {"B": "dog", "C": "cow"} and rows[0].answer == "C"
+    (message,) = to_question(rows[0]).messages
+    assert message.text.endswith(f"What is it?\nB. dog\nC. cow\n{INSTRUCTION}")
+    assert [score_choices(rows, [said]).overall.right for said in ("C", "the cow", "B")] == [1, 1, 0]
 
 
 def test_quotes_line_breaks_and_a_byte_order_mark(tsv: Tsv) -> None:
@@ -76,7 +86,8 @@ def test_cells_larger_than_the_csv_module_likes(tsv: Tsv) -> None:
 @pytest.mark.parametrize(
     ("row", "reason"),
     [
-        ({"A": ""}, "option A is empty"),
+        ({"A": ""}, "there is only option B; two are needed"),
+        ({"A": "", "B": " "}, "there is no option; two are needed"),
         ({"answer": "C"}, "the answer 'C' is not among the options A, B"),
         ({"answer": "dog"}, "the answer 'dog' is not among the options A, B"),
         ({"answer": ""}, "the answer is empty, while other rows have one"),

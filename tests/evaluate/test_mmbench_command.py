@@ -111,7 +111,7 @@ def test_paths_are_no_markup(model: FakeModel, tsv: Tsv, tmp_path: Path, capsys:
 
 
 def test_a_file_of_bad_rows_alone_is_refused(model: FakeModel, tsv: Tsv) -> None:
-    with pytest.raises(DataError, match="row 1: option A is empty"):
+    with pytest.raises(DataError, match="row 1: there is only option B"):
         choice.run(parse("m", "--data-path", str(tsv({"A": ""})), "--skip-bad-rows"))
 
 

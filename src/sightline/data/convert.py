@@ -19,6 +19,7 @@ from sightline.data.forms.reading import Picture, Turn
 from sightline.data.forms.turns import to_llava, to_openai
 from sightline.data.image_files import ImageFiles, embedded
 from sightline.data.meta import is_meta
+from sightline.data.mixes import is_mix
 from sightline.data.sources import Row, Rows, open_rows
 from sightline.data.tables import Table
 from sightline.data.writers import Writer, refuse_existing, to_json, writing
@@ -190,8 +191,8 @@ def _pictures(chunk: Sequence[tuple[int, Prepared | DataError]]) -> Iterator[Pic
 
 
 def _open(source: str | Path) -> Rows:
-    if is_meta(source):
-        raise UserError(f"{source} is a meta file, which has no rows of its own; convert its sets one by one")
+    if is_meta(source) or is_mix(source):
+        raise UserError(f"{source} lists sets and has no rows of its own; convert its sets one by one")
     return open_rows(source)
 
 

@@ -13,7 +13,8 @@ import numpy as np
 from rich.console import Console
 
 from sightline.data.inspect import Source
-from sightline.data.sources import open_rows
+from sightline.data.mixes import MixEntry, is_mix, mix_entries
+from sightline.data.sources import Tail, open_rows
 from sightline.data.survey import survey
 from sightline.data.surveyed import Survey
 from sightline.data.verdict import Finding
@@ -172,7 +173,7 @@ def open_sources(
 
 
 def _open(entry: DataRecipe, prompter: Prompter | None, max_length: int | None, cache: Path | None) -> Iterator[Source]:
-    """The files that an entry stands for: its own, those of a known set, or those of an InternVL meta file."""
+    """The files that an entry stands for: its own, those of a known set, of an InternVL meta file, of a mix."""
     from sightline.data.meta import is_meta, meta_entries
 
     if entry.template is not None and prompter is not None:
@@ -216,7 +217,19 @@ def _open(entry: DataRecipe, prompter: Prompter | None, max_length: int | None, 
                 say(f"{entry.path}: {part.name}: {told}")
             yield found
         return
+    if is_mix(entry.path):
+        yield from (_part(source(part.path, entry.images, entry.form), part) for part in mix_entries(entry.path))
+        return
     yield source(entry.path, entry.images, entry.form)
+
+
+def _part(whole: Source, part: MixEntry) -> Source:
+    """What a mix takes of a set."""
+    count = part.rows(len(whole.rows))
+    if part.part == "random":
+        return replace(whole, ratio=whole.ratio * count / len(whole.rows))
+    rows = Tail(whole.rows, len(whole.rows) - count) if part.part == "end" else whole.rows
+    return replace(whole, rows=rows, looked_at=min(whole.looked_at, count))
 
 
 def _with_template(prompter: Prompter, name: str) -> Prompter:

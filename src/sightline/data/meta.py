@@ -79,14 +79,15 @@ def _entry(path: Path, name: str, entry: Any) -> MetaEntry:
     length = entry.get("length")
     return MetaEntry(
         name=name,
-        path=_found(path, entry["annotation"], where, "annotation"),
-        images=_found(path, root, where, "root") if root else None,
+        path=found_beside(path, entry["annotation"], where, "annotation"),
+        images=found_beside(path, root, where, "root") if root else None,
         repeat=float(repeat),
         length=length if isinstance(length, int) and not isinstance(length, bool) else None,
     )
 
 
-def _found(meta: Path, name: str, where: str, key: str) -> str:
+def found_beside(meta: Path, name: str, where: str, key: str) -> str:
+    """What a file that lists sets names by a path, seen from here or from beside that file."""
     for candidate in (Path(name), meta.parent / name):
         if os.path.exists(candidate):  # not candidate.exists(), which raises for a name that is too long
             return str(candidate)

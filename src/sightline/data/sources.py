@@ -87,6 +87,36 @@ class JsonRows:
         return _reopen, (self.path, spans, self.fingerprint, self.stored)
 
 
+@dataclass(frozen=True)
+class Tail:
+    """The last rows of a file; messages call them by their places in it."""
+
+    rows: Rows
+    start: int
+
+    def __len__(self) -> int:
+        return len(self.rows) - self.start
+
+    def __getitem__(self, number: int) -> Row:
+        if not 0 <= number < len(self):
+            raise IndexError(number)
+        return self.rows[self.start + number]
+
+    def __iter__(self) -> Iterator[Row]:
+        return (self[number] for number in range(len(self)))
+
+    def origin(self, number: int) -> str:
+        return self.rows.origin(self.start + number)
+
+    @property
+    def path(self) -> Path:
+        return self.rows.path
+
+    @property
+    def fingerprint(self) -> str:
+        return key_of(self.rows.fingerprint, self.start)
+
+
 def open_rows(path: str | Path, cache: Path | None = None) -> Rows:
     """Find the rows of a `.json` (an array of objects) or `.jsonl` file (an object a line), or open a table.
 

@@ -138,8 +138,8 @@ def _choice(
     answer = row.get("answer") or None
     if not row["question"].strip():
         raise DataError("the question is empty")
-    if "A" not in options:
-        raise DataError("option A is empty")
+    if len(options) < 2:
+        raise DataError(f"there is {'only option ' + next(iter(options)) if options else 'no option'}; two are needed")
     if has_answers and answer is None:
         raise DataError("the answer is empty, while other rows have one")
     if answer is not None and answer not in options:
