@@ -58,3 +58,16 @@ def huge_png() -> bytes:
     header = struct.pack(">IIBBBBB", 20_000, 20_000, 8, 2, 0, 0, 0)
     pixels = chunk(b"IDAT", zlib.compress(bytes(100)))
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + pixels + chunk(b"IEND", b"")
+
+
+def undecodable(png: bytes) -> bytes:
+    """The same with pixels that no decoder takes, and with checksums that are right: only decoding finds it."""
+    made, at = png[:8], 8
+    while at < len(png):
+        (length,) = struct.unpack(">I", png[at : at + 4])
+        kind, data = png[at + 4 : at + 8], png[at + 8 : at + 8 + length]
+        if kind == b"IDAT":
+            data = data[:20] + b"\xff" * (length - 20)
+        made += struct.pack(">I", length) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        at += 12 + length
+    return made

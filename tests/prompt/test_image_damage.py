@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from picture_files import noise, said, saved, scene, turned
+from picture_files import noise, said, saved, scene, turned, undecodable
 from PIL import Image
 
 from sightline.errors import DataError
@@ -37,6 +37,21 @@ def test_paths_that_lead_nowhere(tmp_path: Path) -> None:
         assert "image text.jpg/a.jpg cannot be read (" in said(ImageRef("text.jpg/a.jpg", folder), look)
         assert "image a\x00b" in said(ImageRef("a\x00b", folder), look)
         assert "cannot be read (" in said(ImageRef("x" * 300, folder), look)
+
+
+def test_a_wrong_byte_in_the_middle_of_a_png(tmp_path: Path) -> None:
+    whole = saved(noise(), "PNG")
+    wrong = whole[: len(whole) // 2] + bytes([whole[len(whole) // 2] ^ 0xFF]) + whole[len(whole) // 2 + 1 :]
+    (tmp_path / "wrong.png").write_bytes(wrong)
+    for ref in (ImageRef(wrong), ImageRef("wrong.png", str(tmp_path))):
+        assert "cannot be decoded (" in said(ref, check_image) and "cannot be decoded (" in said(ref, open_image)
+    # A checksum that is wrong itself, by a writer without care, spoils no pixel.
+    at = whole.index(b"IDAT")
+    (length,) = struct.unpack(">I", whole[at - 4 : at])
+    careless = whole[: at + 4 + length] + b"\0\0\0\0" + whole[at + 8 + length :]
+    assert check_image(ImageRef(careless)) == open_image(ImageRef(careless)).size
+    assert check_image(ImageRef(undecodable(whole))) == noise().size
+    assert "cannot be decoded (" in said(ImageRef(undecodable(whole)), open_image)
 
 
 @pytest.mark.parametrize("path", ["../secret.png", "deep/../../secret.png", "..", "deep/.."])

@@ -25,13 +25,14 @@ def check(
     settings: dict[str, str],
     seed: int = 0,
     sample: int = 0,
+    decode: bool = False,
 ) -> Checked:
     """Look at every row and every image; without a prompter at everything but lengths and targets.
 
     `seed` decides what an epoch consists of where a set gives only a part of itself; `sample` is the number of usable
     rows to show. Raises DataError only for what leaves nothing to look at: a missing file, an array that breaks off.
     """
-    index = open_index(entries, prompter, max_length, console)
+    index = open_index(entries, prompter, max_length, console, decode=decode)
     good = np.flatnonzero(~index.bad)
     counted = good if prompter is not None else good[:0]
     return Checked(

@@ -11,13 +11,22 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from sightline.data.dataset import Dataset
+from sightline.data.dataset import BadRow, Dataset
 from sightline.data.plan import Pack
 from sightline.errors import DataError
 from sightline.limits import Limits, limits, use
 from sightline.prompt.tiles import heights_and_widths
 from sightline.runtime import calm_tokenizers
 from sightline.types import IGNORE, Encoded
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """A sample that could not be read during a run."""
+
+    row: BadRow
+    targets: int
+    """Those that the step was to learn from it."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +47,8 @@ class Batch:
     """uint8 [I, 3, H, W] (float32 where `Prompter.pixels` says so), in the order of the image tokens"""
     image_sizes: tuple[tuple[int, int], ...] = ()
     """Height and width of each image that is cut into tiles; I counts the tiles then."""
+    left_out: tuple[LeftOut, ...] = ()
+    """Samples that could not be read; a grey image without a target stands for each."""
 
     @property
     def num_targets(self) -> int:
@@ -90,18 +101,27 @@ class PackReader(torch.utils.data.Dataset[Batch | DataError]):
 
     def __getitem__(self, pack: Pack) -> Batch | DataError:
         prompter = self.dataset.prompter
-        encoded, pixels = [], []
+        encoded: list[Encoded] = []
+        pixels: list[torch.Tensor] = []
+        left_out: list[LeftOut] = []
         for sample in pack:
             try:
-                encoded.append(self.dataset.encode(sample))
-                if encoded[-1].images:
-                    pixels.append(prompter.pixels(encoded[-1].images))
+                one = self.dataset.encode(sample)
+                if one.images:
+                    pixels.append(prompter.pixels(one.images))
             except DataError as error:
-                # Handed over as a value: raised in a worker it would arrive wrapped in a traceback.
-                origin = self.dataset.origin(sample)
-                return DataError(f"{origin}: {str(error).removeprefix(f'{origin}: ')}")
+                row = self.dataset.lost(sample, error)
+                if not self.dataset.may_lose(sample):
+                    # Handed over as a value: raised in a worker it would arrive wrapped in a traceback.
+                    return DataError(f"{row.origin}: {row.reason}", row.kind)
+                left_out.append(LeftOut(row, int(self.dataset.targets[sample])))
+                # The other samples of the step, and who computes them, stay as they are.
+                one = prompter.grey_prompt()
+                pixels.append(prompter.grey_pixels())
+            encoded.append(one)
         made = torch.cat(pixels) if pixels else None
-        return collate(encoded, made, prompter.grey_prompt(), prompter.grey_pixels())
+        batch = collate(encoded, made, prompter.grey_prompt(), prompter.grey_pixels())
+        return replace(batch, left_out=tuple(left_out)) if left_out else batch
 
 
 def _begin(these: Limits, worker: int) -> None:
@@ -128,5 +148,6 @@ def batches(dataset: Dataset, packs: Iterable[Pack], *, workers: int, pin: bool 
     )
     for batch in loader:
         if isinstance(batch, DataError):
-            raise DataError(f"{batch} (it was in order when the run began)")
+            remedy = "mended under its own name, or left out by on_bad_row: skip, the run goes on with --resume"
+            raise DataError(f"{batch} ({remedy})", batch.kind)
         yield batch

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -90,6 +90,15 @@ class Dataset:
         source, row = self.where[sample].tolist()
         return self.index.sources[source].encode(row)
 
+    def may_lose(self, sample: int) -> bool:
+        """Whether the run goes on without a sample that cannot be read."""
+        return self.index.sources[int(self.where[sample][0])].on_bad_row == "skip"
+
+    def lost(self, sample: int, error: DataError) -> BadRow:
+        """A sample that cannot be read, although nothing was found when its row was looked at."""
+        origin = self.origin(sample)
+        return BadRow(origin, error.kind, str(error).removeprefix(f"{origin}: "))
+
     @cached_property
     def fingerprint(self) -> str:
         """Changes when a sample, its order or its tokens may have changed; not when a file is copied or renamed."""
@@ -156,9 +165,9 @@ def _tell_keys(index: Index) -> None:
                 say(f"{source.name}: {finding.reason} ({counted(finding.rows, 'row')})")
 
 
-def list_of_bad_rows(dataset: Dataset) -> str:
-    """The rows that were left out, one JSON object a line."""
-    return "".join(json.dumps(row.as_json(), ensure_ascii=False) + "\n" for row in dataset.bad_rows)
+def list_of_bad_rows(rows: Iterable[BadRow]) -> str:
+    """Rows that were left out, one JSON object a line."""
+    return "".join(json.dumps(row.as_json(), ensure_ascii=False) + "\n" for row in rows)
 
 
 def _bad_rows(index: Index, seed: int) -> list[tuple[Source, BadRow]]:

@@ -15,7 +15,7 @@ from sightline.data.sources import Rows
 from sightline.data.verdict import Finding
 from sightline.errors import DataError
 from sightline.prompt.decoding import open_file, orientation
-from sightline.prompt.images import check_image, name_of
+from sightline.prompt.images import check_image, name_of, open_image
 from sightline.prompt.prompter import Prompter
 from sightline.prompt.templates import TEMPLATES
 from sightline.types import Conversation, Encoded, ImageRef, Message, Text
@@ -54,6 +54,8 @@ class Source:
     on_bad_row: str = "stop"
     looked_at: int = 0
     """How many rows, from the first, belong to it."""
+    decode: bool = False
+    """Whether all images are decoded when a row is looked at, and not only what looks damaged."""
 
     def conversation(self, row: int) -> Conversation:
         return self._understand(row)[0]
@@ -86,7 +88,7 @@ class Look:
 
 
 def look(source: Source, row: int, watched: dict[str, int] | None = None) -> Look:
-    """Find out everything about a row that can be told without decoding its images.
+    """Find out everything about a row that can be told without decoding its images, or with it (`Source.decode`).
 
     Into `watched` go the folders of its images, and those files that cannot be read, with their `stamp`s: the look
     holds as long as none of them changes.
@@ -98,7 +100,7 @@ def look(source: Source, row: int, watched: dict[str, int] | None = None) -> Loo
     except DataError as error:
         return Look(findings=(_finding(error, origin, "form"),))
     findings = list(known)
-    sizes = tuple(_image(image, findings, watched) for image in conversation.images)
+    sizes = tuple(_image(image, findings, watched, source.decode) for image in conversation.images)
     for number, message in enumerate(conversation.messages, 1):
         if controls := _controls(message, source.prompter):
             findings.append(Finding("control_token", f"turn {number}: {', '.join(dict.fromkeys(controls))}"))
@@ -151,13 +153,13 @@ def _lengths(
     return len(encoded.ids), encoded.num_targets
 
 
-def _image(ref: ImageRef, findings: list[Finding], watched: dict[str, int]) -> tuple[int, int]:
+def _image(ref: ImageRef, findings: list[Finding], watched: dict[str, int], decode: bool) -> tuple[int, int]:
     path = _path(ref)
     if path is not None and (folder := os.path.dirname(path) or ".") not in watched:
         watched[folder] = stamp(folder)  # before the look: what changes meanwhile must count as a change
     before = stamp(path) if path is not None else 0
     try:
-        size = check_image(ref)
+        size = open_image(ref).size if decode else check_image(ref)
     except DataError as error:
         if path is not None:
             watched[path] = before

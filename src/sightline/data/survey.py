@@ -64,7 +64,7 @@ def _key(source: Source) -> str:
     """Everything that what is seen in the rows depends on, but the images, which are `watched`."""
     images = os.path.abspath(source.images) if source.images is not None else None
     facts = (source.rows.fingerprint, source.looked_at, images, source.images, source.form)
-    judged_by = (limits().image_megapixels, _code_key())
+    judged_by = (limits().image_megapixels, source.decode, _code_key())
     return key_of(*facts, source.max_length, _prompter_key(source.prompter), *judged_by)
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import base64
 import http.client
 import io
-import os.path
+import os
 import re
 import stat
+import struct
 import urllib.parse
 import warnings
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -48,7 +50,8 @@ def open_image(ref: ImageRef) -> Image.Image:
 def check_image(ref: ImageRef) -> tuple[int, int]:
     """Width and height of an image as the model will see it (upright), from the header and the end of the file.
 
-    Raises DataError for a missing, foreign, truncated or gigantic image. Decodes only what looks truncated.
+    Raises DataError for a missing, foreign, truncated or gigantic image, and a PNG with a wrong byte. Decodes only what
+    looks damaged.
     """
     return _check(ref, _read(ref))
 
@@ -70,21 +73,43 @@ def _check(ref: ImageRef, source: Path | io.BytesIO) -> tuple[int, int]:
         tail = _tail(source)
         width, height = picture.size
         turned = (orientation_behind(tail) if picture.format == "PNG" else None) or orientation(picture)
-        if not _is_whole(picture.format, tail):
+        if not _is_whole(picture.format, tail) or (picture.format == "PNG" and not _sums_agree(source)):
             if width * height <= _TO_BE_SURE * 1e6:
                 return _decode(ref, source).size
             _check_large(ref, picture, tail)
         return (height, width) if turned >= 5 else (width, height)
 
 
+def _sums_agree(source: Path | io.BytesIO) -> bool:
+    """Whether the pieces of a PNG that hold its pixels are as they were written; reads the file once."""
+    with io.BytesIO(source.getvalue()) if isinstance(source, io.BytesIO) else source.open("rb") as file:
+        file.seek(8)
+        while len(head := file.read(8)) == 8:
+            length, kind = struct.unpack(">I4s", head)
+            if kind == b"IEND":
+                return True
+            if kind != b"IDAT":
+                file.seek(length + 4, os.SEEK_CUR)
+                continue
+            data, found = file.read(length), file.read(4)
+            if len(data) < length or found != struct.pack(">I", zlib.crc32(data, zlib.crc32(kind))):
+                return False
+    return False
+
+
 def _check_large(ref: ImageRef, picture: ImageFile.ImageFile, tail: bytes) -> None:
-    """Whether a large image without an end mark is cut off, as far as that is seen without all of its pixels."""
+    """Whether a large image that looks damaged is so, as far as that is seen without all of its pixels."""
     if picture.format == "JPEG":
         picture.draft("RGB", (1, 1))  # decodes all of the file, to an eighth of each side
         picture.load()
     elif picture.format in _ENDS and not tail.rstrip(b"\0").endswith(_ENDS[picture.format]):
         raise DataError(
             f"image {name_of(ref)} is cut off: its end mark is missing; replace it or drop its row", "image_unreadable"
+        )
+    elif picture.format == "PNG":
+        raise DataError(
+            f"image {name_of(ref)} is damaged: a checksum inside is wrong; replace it or drop its row",
+            "image_unreadable",
         )
 
 

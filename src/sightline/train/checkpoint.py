@@ -164,7 +164,11 @@ def check_recipe(state: State, recipe: Recipe) -> None:
 def check_data(state: State, fingerprint: str) -> None:
     """Raise CheckpointError when the checkpoint was made with other data."""
     if state.data != fingerprint:
-        raise CheckpointError(f"{state.folder} was made with other data: its files have changed since")
+        raise CheckpointError(
+            f"{state.folder} was made with other data: its files have changed since, and all of them decide which "
+            f"samples make a step. Put them back as they were (an image that cannot be read: replace it under its own "
+            f"name), or begin anew with another --work-dir"
+        )
 
 
 def check_step(state: State, num_steps: int) -> None:

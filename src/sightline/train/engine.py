@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from typing import TypeVar
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
+from accelerate.utils import gather_object
 
 from sightline.data.collate import Batch
 from sightline.devices import Wishes
@@ -21,6 +23,8 @@ from sightline.train.head import PIECE, PIECE_ON_CPU
 from sightline.train.loss import PackedLoss
 from sightline.train.optim import make_optimizer
 from sightline.train.recompute import recompute
+
+T = TypeVar("T")
 
 
 def meet(device: torch.device) -> None:
@@ -96,6 +100,12 @@ class Engine:
         # Data parallelism averages gradients over ranks; ours are shares of one sum.
         self.accelerator.backward(loss * self.world)
 
+    def rescale(self, factor: float) -> None:
+        """Multiply the gradients of a step by a number."""
+        for parameter in (p for group in self.groups for p in group.parameters if p.grad is not None):
+            assert parameter.grad is not None
+            parameter.grad.mul_(factor)
+
     def step(self) -> float | None:
         """Clip, update, clear; returns the norm of the gradient before clipping, where the engine tells it."""
         parameters = [p for group in self.groups for p in group.parameters]
@@ -118,6 +128,10 @@ class Engine:
                 yield self.vlm
         finally:
             self.module.train()
+
+    def gather(self, values: list[T]) -> list[T]:
+        """The values of all ranks, on each of them."""
+        return list(gather_object(values)) if self.world > 1 else values
 
     def sum(self, value: float) -> float:
         """A number added up over ranks."""

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from sightline.data.collate import batches
+from sightline.data.collate import LeftOut, batches
 from sightline.data.dataset import Dataset, list_of_bad_rows, open_dataset
 from sightline.data.plan import Pack, Plan
 from sightline.errors import UserError
@@ -46,6 +46,7 @@ from sightline.train.checkpoint import (
 from sightline.train.engine import Engine, meet
 from sightline.train.folder import BAD_ROWS, FACTS, REPORT, RunFolder, claimed
 from sightline.train.forecast import layers_recomputed, room_on
+from sightline.train.late import Late
 from sightline.train.metrics import FILE as LOG
 from sightline.train.metrics import Log, summary_writer
 from sightline.train.noise import noisy_embeddings
@@ -125,6 +126,7 @@ def train_in(
     start = state.step if state is not None else 0
     if engine.is_main:
         _open_run(folder, recipe, dataset, plan, groups)
+    late = Late(engine, folder, dataset) if any(one.on_bad_row == "skip" for one in dataset.index.sources) else None
     work = Work(vlm.model, peak_of(engine.device, dtype))
 
     budget = recipe.batch.pack_tokens or recipe.batch.max_length
@@ -147,11 +149,12 @@ def train_in(
             # So that dropout too depends on nothing but the step (and on how it is cut into packs).
             seed_everything(((recipe.run.seed * 1_000_003 + step) * engine.world + engine.rank) % 2**63)
             rates = set_rates(engine.optimizer, lr_scale(step, plan.num_steps, recipe.optim))
-            total = 0.0
+            total, left_out = 0.0, list[LeftOut]()
             with packed_attention(vlm.model):
                 for number, pack in enumerate(packs):
                     with log.waiting():
                         batch = next(feed)
+                    left_out += batch.left_out
                     noise = noisy_embeddings(
                         vlm, batch, pack, recipe.optim.neftune_alpha, seed=recipe.run.seed, step=step
                     )
@@ -160,6 +163,10 @@ def train_in(
                         engine.backward(loss / num_targets)
                     work.add(batch)
                     total += float(loss.detach())
+            if late is not None and (lost := late.add(step + 1, left_out)):
+                # The mean is over what was there to learn.
+                engine.rescale(num_targets / max(num_targets - lost, 1))
+                num_targets = max(num_targets - lost, 1)
             mean = engine.sum(total) / num_targets
             if not math.isfinite(mean):
                 raise _not_finite(f"loss is {mean}", step, dataset, samples)
@@ -191,6 +198,8 @@ def train_in(
     if not engine.is_main:
         return run
     finished = _finish(folder, last if last.exists() or state is None else state.folder, recipe, vlm, dtype)
+    if late is not None:
+        late.tell()
     folder.note(REPORT)
     write_report(run / REPORT, title=run.name, runs=[read_run(run)])
     what = "the model" if recipe.run.export else "what was learned"
@@ -256,7 +265,7 @@ def _open_run(folder: RunFolder, recipe: Recipe, dataset: Dataset, plan: Plan, g
     folder.write(FACTS, json.dumps(facts, indent=2))
     folder.note(LOG)
     if dataset.bad_rows:
-        folder.write(BAD_ROWS, list_of_bad_rows(dataset))
+        folder.write(BAD_ROWS, list_of_bad_rows(dataset.bad_rows))
         say(f"{len(dataset.bad_rows)} bad rows left out; they are listed in {run / BAD_ROWS}")
     learning = ", ".join(f"{group.name} {group.size:,} at {group.lr:g}" for group in groups)
     say(f"{len(dataset):,} conversations, {plan.num_steps:,} steps; parameters that learn: {learning}")

@@ -33,6 +33,8 @@ def noisy_embeddings(
         noise = torch.zeros(embedded.shape[1:], device=embedded.device)
         pieces = noise.split(list(batch.sample_lengths))
         for piece, text, sample, count in zip(pieces, is_text, samples, counts, strict=False):
+            if not count:
+                continue  # a grey image in the place of a sample that could not be read
             drawn = np.random.SeedSequence([seed, step, sample]).generate_state(1, np.uint64)[0]
             generator = torch.Generator(embedded.device).manual_seed(int(drawn >> 1))
             most = alpha / (count * embedded.shape[2]) ** 0.5
