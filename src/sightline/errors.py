@@ -81,4 +81,7 @@ class MissingExtra(UserError):
     """An optional dependency is needed for what was asked."""
 
     def __init__(self, package: str, extra: str, purpose: str) -> None:
-        super().__init__(f"{purpose} needs the package {package!r}: pip install 'sightline[{extra}]'")
+        super().__init__(
+            f"{purpose} needs the package {package!r}: pip install 'sightline-vlm[{extra}]'; in a clone: "
+            f"pip install '.[{extra}]'"
+        )

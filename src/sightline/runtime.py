@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from rich.console import Console
 
+from sightline import __version__
 from sightline.devices import VISIBLE, Choice, Wishes, choose, look
 from sightline.errors import UserError
 from sightline.terminal import printable_lines
@@ -171,9 +172,9 @@ def seed_everything(seed: int) -> None:
 
 def versions() -> dict[str, str]:
     """What a result depends on: the packages and the machine."""
-    packages = ("sightline", "torch", "transformers", "accelerate", "peft", "tokenizers", "numpy", "pillow")
+    packages = ("torch", "transformers", "accelerate", "peft", "tokenizers", "numpy", "pillow")
     found = {name: metadata.version(name) for name in packages if _installed(name)}
-    return {"python": platform.python_version(), "machine": platform.platform(), **found}
+    return {"sightline": __version__, "python": platform.python_version(), "machine": platform.platform(), **found}
 
 
 def _installed(name: str) -> bool:

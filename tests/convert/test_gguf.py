@@ -186,7 +186,7 @@ def test_without_the_package(source: Source, tmp_path: Path, monkeypatch: pytest
         return found(name, *args, **options)
 
     monkeypatch.setattr(builtins, "__import__", missing)
-    with pytest.raises(MissingExtra, match=r"pip install 'sightline\[gguf\]'"):
+    with pytest.raises(MissingExtra, match=r"pip install 'sightline-vlm\[gguf\]'"):
         gguf.write(source, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 

@@ -210,7 +210,7 @@ def test_without_pyarrow_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.
         return imported(name, *rest)
 
     monkeypatch.setattr(builtins, "__import__", absent)
-    with pytest.raises(MissingExtra, match=r"pip install 'sightline\[data\]'"):
+    with pytest.raises(MissingExtra, match=r"pip install 'sightline-vlm\[data\]'"):
         open_table(path)
 
 

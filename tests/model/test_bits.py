@@ -28,7 +28,7 @@ NEVER = ("vision_tower", "multi_modal_projector", "lm_head")
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    pytest.importorskip("bitsandbytes", reason="needs bitsandbytes: pip install 'sightline[quantize]'")
+    pytest.importorskip("bitsandbytes", reason="needs bitsandbytes: pip install 'sightline-vlm[quantize]'")
     folder = tmp_path_factory.mktemp("world")
     tiny.make_data(folder, rows=2)
     tiny.make_llm(folder / "llm", intermediate_size=128)  # bitsandbytes wants multiples of 64 on the CPU

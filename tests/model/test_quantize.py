@@ -40,7 +40,7 @@ class Network(nn.Module):
 
 @pytest.fixture(autouse=True)
 def installed() -> None:
-    pytest.importorskip("bitsandbytes", reason="needs bitsandbytes: pip install 'sightline[quantize]'")
+    pytest.importorskip("bitsandbytes", reason="needs bitsandbytes: pip install 'sightline-vlm[quantize]'")
 
 
 def nearest(weight: torch.Tensor) -> torch.Tensor:
@@ -114,7 +114,8 @@ def test_devices_that_it_does_not_know(device: str) -> None:
 def test_it_is_an_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     with pytest.raises(
-        MissingExtra, match=r"^x needs the package 'bitsandbytes': pip install 'sightline\[quantize\]'$"
+        MissingExtra,
+        match=r"^x needs the package 'bitsandbytes': pip install 'sightline-vlm\[quantize\]'; in a clone: .*$",
     ):
         bitsandbytes("x", CPU)
 

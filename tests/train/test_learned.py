@@ -34,7 +34,7 @@ SHORT = ["optim.max_steps=4", "optim.lr=1e-2", "run.save_every=2", "tune.llm_lor
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    pytest.importorskip("bitsandbytes", reason="needs bitsandbytes: pip install 'sightline[quantize]'")
+    pytest.importorskip("bitsandbytes", reason="needs bitsandbytes: pip install 'sightline-vlm[quantize]'")
     return write_world(tmp_path_factory.mktemp("world"))
 
 

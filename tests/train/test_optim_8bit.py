@@ -27,7 +27,7 @@ class Network(nn.Module):
 
 @pytest.fixture(autouse=True)
 def installed() -> None:
-    pytest.importorskip("bitsandbytes", reason="needs bitsandbytes: pip install 'sightline[quantize]'")
+    pytest.importorskip("bitsandbytes", reason="needs bitsandbytes: pip install 'sightline-vlm[quantize]'")
 
 
 def of(network: Network, optim: OptimRecipe = OPTIM) -> Any:

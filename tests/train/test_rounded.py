@@ -155,7 +155,7 @@ def test_a_device_without_bfloat16_is_not_asked_for_it(
 
 
 def test_8_bits_beside_it(tmp_path: Path) -> None:
-    pytest.importorskip("bitsandbytes", reason="needs bitsandbytes: pip install 'sightline[quantize]'")
+    pytest.importorskip("bitsandbytes", reason="needs bitsandbytes: pip install 'sightline-vlm[quantize]'")
     recipe = load_recipe(
         str(tiny.write_recipe(tmp_path, optim={"lr": 1e-3, "epochs": 2}, run={"save_every": 3})),
         [*PURE, "optim.optimizer=adamw_8bit"],
