@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import select
 import subprocess
 import sys
 import time
@@ -250,3 +251,15 @@ def test_errors_that_are_several_survive_a_pipe_between_processes() -> None:
     for error in (RecipeError("a\nb"), UserErrors("a", "b")):
         again = pickle.loads(pickle.dumps(error))
         assert type(again) is type(error) and str(again) == "a\nb"
+
+
+def test_lines_into_a_pipe_come_one_by_one() -> None:
+    script = (
+        "import sys, time; from sightline import cli; cli._dispatch = lambda argv: print('first') or time.sleep(60);"
+        "cli.main(['x'])"
+    )
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        ready, _, _ = select.select([process.stdout], [], [], 30)
+        process.kill()
+        assert ready, "it is written when it is printed, not when the command ends"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from sightline import cli, devices
 from sightline.errors import RecipeError
 from sightline.recipe import load_recipe
 from sightline.recipe_sections import DEVICES
-from sightline.recipes import read_recipe
+from sightline.recipes import read_recipe, shipped
 
 REST = "data: [{path: x.json}]\nbatch: {global_batch: 8}\noptim: {lr: 1e-3}\n"
 
@@ -127,3 +128,25 @@ def test_no_more_errors_are_told_than_a_person_reads(tmp_path: Path) -> None:
     lines = str(error.value).splitlines()
     assert len(lines) <= 71 and lines[-1].startswith("and 2,9") and lines[-1].endswith(" more errors")
     assert max(map(len, lines)) < 1000
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        (
+            "llava_vicuna_7b_v15_qlora_clip_vit_large_p14_336_lora_e1_gpu8_finetune_copy.py",
+            "XTuner's, which is a program",
+        ),
+        ("work/config.py", "`sightline list-cfg` lists the recipes here"),
+        ("paddlemix/config/llava/pretrain.json", "paddlemix_llava_v1_5_pretrain and paddlemix_llava_v1_6_pretrain"),
+        ("lora_sft_argument_stage2.json", "paddlemix_llava_v1_5_lora_sft and"),
+        ("sft_argument.json", "paddlemix_llava_v1_5_sft and"),
+    ],
+)
+def test_a_configuration_of_another_program_is_called_one(name: str, said: str) -> None:
+    with pytest.raises(RecipeError) as error:
+        load_recipe(name)
+    message = str(error.value)
+    assert said in message and "\n" not in message
+    for word in re.findall(r"[\w.]*llava_[\w.]+", message.partition(": ")[2]):
+        assert word in shipped(), "the names that it gives are recipes"

@@ -53,7 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code: 0, 1 for a bug, 2 for what the user can mend, 130 when interrupted."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A terminal that cannot show a character gets its number; no work is lost over it.
-        sys.stdout.reconfigure(errors="backslashreplace")
+        # Into a file or a pipe a line is written when it is whole: hours of work are not to be read at their end.
+        sys.stdout.reconfigure(errors="backslashreplace", line_buffering=True)
     try:
         code = _dispatch(list(sys.argv[1:] if argv is None else argv))
         if sys.stdout is not None:  # closed from the start: `>&-`

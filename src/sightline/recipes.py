@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -85,14 +85,36 @@ def bases() -> dict[str, Path]:
 
 def find_recipe(name_or_path: str) -> Path:
     """The file of a shipped recipe, or a path as it is; RecipeError for an unknown name."""
+    known = shipped()
+    if told := _of_others(Path(name_or_path), known):
+        raise RecipeError(f"{name_or_path}: {told}")
     if is_path(name_or_path):
         return Path(name_or_path)
-    known = shipped()
     if name_or_path in known:
         return known[name_or_path]
     near = difflib.get_close_matches(name_or_path, known, n=3)
     hint = f"did you mean {' or '.join(near)}? " if near else ""
     raise RecipeError(f"{name_or_path}: no recipe of this name; {hint}`sightline list-cfg` shows all names")
+
+
+PADDLEMIX = {"pretrain": "pretrain", "sft_argument": "sft", "lora_sft_argument": "lora_sft"}
+"""How its configurations are called, and the recipes here that have their values."""
+
+
+def _of_others(path: Path, known: Iterable[str]) -> str | None:
+    """What to say of a configuration of another program; None for what may be a recipe."""
+    if path.suffix == ".py":
+        name = path.stem.removesuffix("_copy")
+        near = [name] if name in known else difflib.get_close_matches(name, known, n=2)
+        ours = f"the recipe here is {' or '.join(near)}" if near else "`sightline list-cfg` lists the recipes here"
+        return f"a configuration of XTuner's, which is a program and is not run; {ours}"
+    if path.suffix == ".json":
+        kind = next((PADDLEMIX[part] for part in sorted(PADDLEMIX, key=len)[::-1] if path.stem.startswith(part)), "sft")
+        return (
+            f"a configuration of PaddleMIX's, if it is one at all; the recipes with its values are "
+            f"paddlemix_llava_v1_5_{kind} and paddlemix_llava_v1_6_{kind}"
+        )
+    return None
 
 
 def read_recipe(name_or_path: str) -> tuple[dict[str, Any], dict[KeyPath, str], list[str]]:

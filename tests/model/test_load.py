@@ -210,7 +210,7 @@ def test_the_parts_of_another_kind_of_model(saved: Path) -> None:
 
 
 def test_an_unknown_template(saved: Path) -> None:
-    with pytest.raises(ModelError, match=r"^unknown prompt template 'vicuno'; known: vicuna, "):
+    with pytest.raises(ModelError, match=r"^unknown prompt template 'vicuno'; nearest: vicuna, "):
         load(saved, device="cpu", template="vicuno")
 
 

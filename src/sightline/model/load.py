@@ -39,6 +39,10 @@ PLACE_KEY = "image_place"
 """Where the tokenizer_config.json of an export notes its template's name, system prompt and place of images."""
 
 
+NAME_ONE = "name one with --prompt-template (vicuna, llama3_chat, qwen_2_5, phi3_chat, ...: docs/templates.md)"
+"""What to do where no template is recognised."""
+
+
 @dataclass(frozen=True)
 class VLM:
     """A vision-language model and the one way to speak to it."""
@@ -152,15 +156,14 @@ def recognise_template(tokenizer: Any, path: str | Path) -> Template:
     that the chat template writes first, or else leaves to the tokenizer. Raises ModelError where there is no chat
     template, or one that `auto` refuses.
     """
-    names = ", ".join(TEMPLATES)
     if not tokenizer.chat_template:
-        raise ModelError(f"{path} has no chat template; name one with --prompt-template ({names})")
+        raise ModelError(f"{path} has no chat template; {NAME_ONE}")
     messages = (ask("a"), Message("assistant", (Text("b"),)), ask("c"))
     try:
         with chat_template(tokenizer) as write:
             theirs = write(messages)
     except Unrendered as error:
-        raise ModelError(f"the chat template of {path}: {error}; name one with --prompt-template ({names})") from None
+        raise ModelError(f"the chat template of {path}: {error}; {NAME_ONE}") from None
     begun = _begun(tokenizer, theirs)
     system, place = (tokenizer.init_kwargs.get(key) for key in (SYSTEM_KEY, PLACE_KEY))
     kept: dict[str, Any] = {"image_place": "kept"} if place == "kept" else {}
@@ -182,7 +185,7 @@ def recognise_template(tokenizer: Any, path: str | Path) -> Template:
             if endless := _without_ends(theirs, messages, tokenizer):
                 say(f"the chat template of {path} leaves out what ends an answer; it is read as {endless.name}")
                 return replace(endless, **kept)
-            raise ModelError(f"{error}; name one with --prompt-template ({names})") from None
+            raise ModelError(f"{error}; {NAME_ONE}") from None
     return replace(next((template for template in alike if template.name == noted), alike[0]), **kept)
 
 

@@ -31,7 +31,9 @@ def own_template(tokenizer: Any, name: str = "this tokenizer") -> Template:
     Raises ModelError with the reason, and the name of the known template that comes closest, if any does.
     """
     if not tokenizer.chat_template:
-        raise ModelError(f"template auto: {name} has no chat template of its own; name one ({', '.join(TEMPLATES)})")
+        raise ModelError(
+            f"template auto: {name} has no chat template of its own; name one (vicuna, ...: docs/templates.md)"
+        )
     try:
         if "strftime_now" in str(tokenizer.chat_template):
             raise _Unfit("it writes today's date, so that tomorrow's prompts would be others")

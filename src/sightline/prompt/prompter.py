@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -284,7 +285,8 @@ def template_named(
     elif name in TEMPLATES:
         template = TEMPLATES[name]
     else:
-        raise ModelError(f"unknown prompt template {shown(name)}; known: {', '.join(TEMPLATES)}")
+        near = difflib.get_close_matches(name, TEMPLATES, n=5, cutoff=0.0)
+        raise ModelError(f"unknown prompt template {shown(name)}; nearest: {', '.join(near)} (all: docs/templates.md)")
     if system and template.system is None:
         raise ModelError(f"model.system: the prompt template {name} has no place for a system prompt")
     template = replace(template, image_place=image_place)
