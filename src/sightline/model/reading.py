@@ -20,6 +20,7 @@ from transformers.utils import logging as transformers_logging
 
 from sightline.errors import ModelError, UserError, is_panic
 from sightline.files import refuse_pointer
+from sightline.model.hub import check_at_hand
 from sightline.model.weights import LEARNED, checkpoints
 
 WHOLE = ("llava", "llava_next")
@@ -103,6 +104,7 @@ def _check_there(path: str) -> None:
         raise ModelError(f"no model folder {path or repr(path)}")
     if Path(owner).is_dir() and not isinstance(try_to_load_from_cache(path, "config.json"), str):
         raise ModelError(f"no model folder {path}: there is none of this name in {owner}")
+    check_at_hand(path)
 
 
 def _check_pointers(folder: Path) -> None:

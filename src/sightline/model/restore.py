@@ -29,7 +29,11 @@ def recipe_of(folder: Path) -> Recipe:
     """The recipe that a learned folder or a checkpoint was made with, which names its base."""
     if not (folder / RECIPE).is_file():
         raise CheckpointError(f"{folder} is damaged: it has no {RECIPE}")
-    return load_recipe(str(folder / RECIPE))
+    recipe = load_recipe(str(folder / RECIPE))
+    if "image_place" in (folder / RECIPE).read_text(encoding="utf-8"):
+        return recipe
+    # Of a version that kept every image in its place: its model has learnt so.
+    return recipe.model_copy(update={"model": recipe.model.model_copy(update={"image_place": "kept"})})
 
 
 def restore(
