@@ -247,6 +247,9 @@ def test_identity_is_what_determines_the_loss_curve(tmp_path: Path) -> None:
     path = write(tmp_path, MINIMAL)
     before = json.loads(json.dumps(load_recipe(path).identity()))  # as a checkpoint keeps it
 
+    assert "image_place" not in load_recipe(path, ["model.image_place=kept"]).identity()["model"], "as it was before"
+    assert "pure_bf16" not in before["engine"]
+
     execution = ["batch.pack_tokens=64", "batch.workers=0", "engine.device=cpu", "run.keep=9", "run.save_every=1"]
     assert differences(before, load_recipe(path, execution).identity()) == []
     changes = ["optim.lr=0.002", "run.seed=3", "engine.dtype=float32", "data.0.images=i", "batch.global_batch=4"]

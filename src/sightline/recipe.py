@@ -61,7 +61,9 @@ class Recipe(Section):
         """Everything that determines the loss curve, as plain JSON data."""
         plain = self.model_dump(mode="json")
         batch = {key: value for key, value in plain["batch"].items() if key not in ("pack_tokens", "workers")}
-        # Absent where it is off: runs from before there was such a thing go on.
+        # Absent where they are as they were before there was such a thing: runs from then go on.
+        if plain["model"].get("image_place") == "kept":
+            del plain["model"]["image_place"]
         pure = {"pure_bf16": True} if self.engine.pure_bf16 else {}
         rest = {"batch": batch, "engine": {"dtype": self.engine.dtype} | pure, "run": {"seed": self.run.seed}}
         return {key: plain[key] for key in ("model", "tune", "data", "optim")} | rest
