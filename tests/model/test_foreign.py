@@ -19,7 +19,7 @@ from sightline.convert.verify import logits, to_vlm
 from sightline.errors import ModelError
 from sightline.model import foreign
 from sightline.model.batched import replies
-from sightline.model.foreign import check_fits, open_config, open_fast_tokenizer, open_tokenizer
+from sightline.model.foreign import check_fits, open_config, open_fast_tokenizer, open_processor, open_tokenizer
 from sightline.model.generate import Sampling, reply
 from sightline.model.load import load
 from sightline.types import ask
@@ -183,6 +183,15 @@ def test_a_library_that_gives_up_says_nothing_of_its_own(
     with pytest.raises(ModelError, match="cannot load"):
         open_tokenizer(model)
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("scale", [{"rescale_factor": 1.0}, {"do_rescale": False}, {"rescale_factor": 1 / 127.5}])
+def test_colours_of_other_scales_pass(tmp_path: Path, scale: dict[str, Any]) -> None:
+    folder = tiny.make_tower(tmp_path)
+    mean = [1.0, 0.9, 0.8] if scale.get("rescale_factor", 1.0) < 1 else [122.77, 116.75, 104.09]
+    settings = json.loads((folder / IMAGES).read_text()) | {"image_mean": mean, **scale}
+    (folder / IMAGES).write_text(json.dumps(settings))
+    assert list(open_processor(folder).image_mean) == mean
 
 
 def test_a_processor_that_leaves_images_oblong(world: Path, tmp_path: Path) -> None:

@@ -117,16 +117,16 @@ def _numbers(value: Any) -> Iterator[float]:
 def check_processor_settings(processor: Any, name: object) -> None:
     """Raise ModelError where an image processor would trip over a setting, or make pixels that are no numbers."""
     where = f"the preprocessor_config.json of {name} says"
+    factor = getattr(processor, "rescale_factor", 1.0) if getattr(processor, "do_rescale", True) else 1.0
+    if not _is_number(factor) or factor <= 0:
+        raise ModelError(f"{where} rescale_factor: {shown(factor)}, no number above 0; copy it again")
+    brightest = max(1.0, 255 * factor)
     for key in ("image_mean", "image_std"):
         colours = getattr(processor, key, None)
         sound = isinstance(colours, list | tuple) and len(colours) == 3 and all(map(_is_number, colours))
         least, most = min(colours or (0,)) if sound else 0, max(colours or (0,)) if sound else 0
-        brightest = 1 if getattr(processor, "do_rescale", True) else 255
         if not sound or least < 0 or most > brightest or (key == "image_std" and least == 0):
             raise ModelError(f"{where} {key}: {shown(colours)}, not three numbers, one a colour; copy it again")
-    factor = getattr(processor, "rescale_factor", 1.0)
-    if not _is_number(factor) or factor <= 0:
-        raise ModelError(f"{where} rescale_factor: {shown(factor)}, no number above 0; copy it again")
     if getattr(processor, "resample", 3) not in range(6):
         raise ModelError(
             f"{where} resample: {shown(processor.resample)}, no filter of Pillow's (0 to 5); copy it again"
