@@ -169,6 +169,17 @@ def test_an_unknown_name_is_an_error_in_one_line(tmp_path: Path) -> None:
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    "content", ["[" * 10**5, '{"added_tokens": [{}], "model": {}}', "[]"], ids=["deep", "odd", "list"]
+)
+def test_a_tokenizer_that_is_none_is_one_line(tmp_path: Path, content: str) -> None:
+    llm, tower = tiny.make_llm(tmp_path / "llm"), tiny.make_tower(tmp_path / "tower")
+    (llm / "tokenizer.json").write_text(content)
+    with pytest.raises(ModelError, match="cannot load") as error:
+        blank_model(ModelRecipe(llm=str(llm), vision_tower=str(tower)))
+    assert "\n" not in str(error.value)
+
+
 def test_pairs_by_hand() -> None:
     assert [pairs(n) for n in (1, 2, 5)] == [1, 3, 15]
     # 5 positions that see at most 2 back, themselves included: 1 + 2 + 2 + 2 + 2.

@@ -171,6 +171,7 @@ def test_what_is_refused(tmp_path: Path) -> None:
             tensors,
             "only 75% of each head",
         ),
+        "endless": ({**settings, "num_hidden_layers": 10**7}, tensors, "--raise-limit layers=10000000"),
         "empty": (settings, {}, "has no weights"),
     }
     for name, (config, weights, words) in cases.items():

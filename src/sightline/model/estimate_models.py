@@ -18,7 +18,7 @@ from sightline.model.foreign import open_config
 from sightline.model.llm import check_llm, readable_llm
 from sightline.model.next import NEXT, make_tiles
 from sightline.model.projector import new_projector
-from sightline.model.reading import WHOLE, model_folder, quiet
+from sightline.model.reading import WHOLE, model_folder, quiet, reading
 from sightline.model.vision import checked_tower, select_strategy, tokens_per_image
 from sightline.recipe import ModelRecipe
 
@@ -141,10 +141,11 @@ def _added_tokens(name: str, rows: int) -> int:
     file = Path(name) / "tokenizer.json"
     if not file.is_file():
         return NEW_TOKENS
-    content = json.loads(file.read_text(encoding="utf-8"))
-    ids = [token["id"] for token in content.get("added_tokens", [])]
-    taken = max([len(content["model"].get("vocab", [])), *(number + 1 for number in ids)])
-    return max(0, taken + NEW_TOKENS - rows)
+    with reading(name):
+        content = json.loads(file.read_text(encoding="utf-8"))
+        ids = [token["id"] for token in content.get("added_tokens", [])]
+        taken = max([len(content["model"].get("vocab", [])), *(number + 1 for number in ids)])
+        return int(max(0, taken + NEW_TOKENS - rows))
 
 
 def _some(kind: str) -> str:

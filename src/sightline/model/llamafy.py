@@ -23,6 +23,7 @@ from sightline.files import appearing
 from sightline.model.llama_tokenizer import carry_tokenizer
 from sightline.model.pickles import read_pickle, tensors_in
 from sightline.model.reading import reading
+from sightline.model.settings import check_config
 
 Named = Iterator[tuple[str, torch.Tensor]]
 
@@ -70,6 +71,7 @@ def llamafy(source: Path, out: Path, *, max_shard_size: int = 5 * 10**9, weights
         if kind is None:
             named = repr(old.get("model_type")) if isinstance(old, dict) else "something else (see its config.json)"
             raise ModelError(f"{source} is {named}; InternLM, InternLM2 and Phi-3 become Llamas")
+        check_config(old, source)
         config = llama_config(old, kind)
     files = weight_files(source) if weights else []
     if weights and not files:
