@@ -310,10 +310,7 @@ def test_a_tokenizer_must_know_the_image() -> None:
 
 
 def test_an_unknown_template_names_the_known_ones() -> None:
-    with pytest.raises(
-        ModelError,
-        match="unknown prompt template 'vicuna_v2'; nearest: vicuna_v1, vicuna, llava_v1, llava_v0, baichuan_chat",
-    ):
+    with pytest.raises(ModelError, match="unknown prompt template 'vicuna_v2'; nearest: vicuna_v1, vicuna, llava_v1,"):
         template_named("vicuna_v2")
 
 
