@@ -33,7 +33,7 @@ def source_of(recipe: Recipe, checkpoint: Path, *, fp32: bool) -> Source:
 
         return pth.read(checkpoint, recipe)
     folder = learned_folder(checkpoint) or find_checkpoint(checkpoint)
-    _check_recipe(folder, recipe)
+    recipe = _as_drawn(recipe, _check_recipe(folder, recipe))
     dtype = torch.float32 if fp32 else _dtype(recipe)
     if not run.was_drawn(recipe):
         return run.read(folder, recipe, dtype=dtype)
@@ -55,10 +55,14 @@ def _is_of_xtuner(path: Path) -> bool:
     return path.is_file() or any(path.glob("**/*model_states.pt"))
 
 
-def _check_recipe(folder: Path, recipe: Recipe) -> None:
-    """Refuse a recipe that makes another model of the same tensors; remark upon one that names other places."""
+def _check_recipe(folder: Path, recipe: Recipe) -> int:
+    """Refuse a recipe that makes another model of the same tensors; remark upon one that names other places.
+
+    Returns the seed of the run, by which what is new and frozen was drawn: `train --seed` changes no model otherwise.
+    """
     try:
-        then, then_places = _model_of(json.loads((folder / STATE).read_text(encoding="utf-8"))["identity"])
+        identity = json.loads((folder / STATE).read_text(encoding="utf-8"))["identity"]
+        (then, then_places), seed = _model_of(identity), int(identity["run"]["seed"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(
             f"checkpoint {folder} is damaged: {STATE} cannot be read; convert an older one"
@@ -69,13 +73,18 @@ def _check_recipe(folder: Path, recipe: Recipe) -> None:
         raise CheckpointError(f"{folder} was made with another recipe: {'; '.join(differing)}")
     if moved := differences(then_places, now_places):
         say(f"{'; '.join(moved)}: this must be the same weights, of which the checkpoint keeps only what learned")
+    return seed
+
+
+def _as_drawn(recipe: Recipe, seed: int) -> Recipe:
+    return recipe.model_copy(update={"run": recipe.run.model_copy(update={"seed": seed})})
 
 
 def _model_of(identity: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """What determines the model among all that determines a run; and where its parts lie."""
     model = {key: value for key, value in identity["model"].items() if key not in PLACES}
     places = {key: identity["model"].get(key) for key in PLACES}
-    return {"model": model, "tune": identity["tune"], "run": identity["run"]}, {"model": places}
+    return {"model": model, "tune": identity["tune"]}, {"model": places}
 
 
 def _shared(values: dict[str, Any], others: dict[str, Any]) -> dict[str, Any]:
