@@ -103,7 +103,6 @@ def test_answers_that_mean_b(answer: str) -> None:
         "not red",
         "green, not red",
         "The answer is not B",
-        "The answer is B, not A.",
         "It is not B.",
         "B is not right",
         "I would not choose B",
@@ -213,3 +212,24 @@ def test_an_endless_answer_takes_no_endless_time(answer: str, letter: str | None
     began = time.process_time()
     assert option_letter(answer, {"A": "red", "B": "blue square", "D": "a"}) == letter
     assert time.process_time() - began < 2
+
+
+@pytest.mark.parametrize(
+    ("answer", "letter"),
+    [
+        ("The right answer is C, not D.", "C"),
+        ("The answer is C rather than option D", "C"),
+        ("The correct option is (B) instead of (A).", "B"),
+        ("The answer isn't D. The answer is B.", "B"),
+        ("A. But B is also fine", "A"),
+        ("(A) This fits, although B comes near.", "A"),
+        ("A. But B. is also fine", None),
+        ("A. red B. green C. blue", None),
+        ("The answer is B or C", None),
+        ("A or B", None),
+        ("Failed to obtain answer via API.", None),
+        ("Failed to obtain answer via API. Answer: B", None),
+    ],
+)
+def test_a_letter_beside_others(answer: str, letter: str | None) -> None:
+    assert option_letter(answer, COLOURS) == letter

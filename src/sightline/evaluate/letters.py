@@ -27,6 +27,15 @@ _SAID = re.compile(
 _DENIED_BEFORE = re.compile(
     r"(?:(?:\b(?:not|never|wrong|incorrect)|n['\u2019]t)\s+(?:\w+\s+){0,2}|[不别].{0,3})$", re.IGNORECASE
 )
+_REFUSED_BEFORE = re.compile(
+    r"(?:\b(?:not|rather than|instead of)|n['\u2019]t)(?: +be)?(?: +(?:option|choice|letter))?[\s\"'`*(\[{]*$",
+    re.IGNORECASE,
+)
+"""Before a letter that an answer sets apart from its own: "C, not D"."""
+_FIRST = re.compile(r"[\s\"'`*(\[{]*([A-Z])[.)\]]+\s+(?=[A-Za-z]{2})")
+"""A letter with which an answer begins, and a sentence behind it."""
+_FAILURES = ("failed to obtain answer via api",)
+"""What evaluation toolkits write down as the answer of an endpoint that gave none."""
 _NAMED_BEFORE = re.compile(r"\b(?:option|choice|letter)[\s\"'*(]*$", re.IGNORECASE)
 _ITEM = re.compile(r"(?<![A-Za-z0-9])([A-Z])(?:\s*[.:,)\]}*\u2013\u2014-]+\s*|[^\S\n]*\n\s*)(?=\S)")
 _HEAD = re.compile(r"[\s\"'`*(\[{]*" + _ITEM.pattern)
@@ -50,6 +59,8 @@ def option_letter(answer: str, options: Mapping[str, str]) -> str | None:
     bare = text.strip(_AROUND)
     if bare in options:
         return bare
+    if text.casefold().startswith(_FAILURES):
+        return None
     keys = {letter: _key(option) for letter, option in options.items()}
     for same in (
         [letter for letter, option in options.items() if option.strip() == answer.strip()],
@@ -73,6 +84,10 @@ def _of_letters(text: str, letters: list[re.Match[str]], denies: bool) -> str | 
     if said:
         # "A looks good at first. The answer is B": what was weighed before does not count, what follows does.
         letters = [found for found in letters if found.start() >= said[0].start()]
+        letters = [found for found in letters if not _REFUSED_BEFORE.search(_before(text, found))]
+    elif (first := _FIRST.match(text)) and not denies and len({found[1] for found in _ITEM.finditer(text)}) == 1:
+        # "A. But B is also fine": the letter that was given, and a remark.
+        letters = [found for found in letters if found.start() == first.start(1)]
     elif (denies and not _HEAD.match(text)) or not any(_stands_out(text, found) for found in letters):
         return None
     distinct = {found[1] for found in letters}
