@@ -28,6 +28,11 @@ def shown(value: object) -> str:
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 4]} ..."
 
 
+def short(text: str) -> str:
+    """A stranger's text that a message repeats as it is, such as a name to type: not longer than is of use."""
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 4]} ..."
+
+
 def listed(names: Iterable[object], most: int = 12) -> str:
     """Several of a stranger's names in a message: the first of them, and how many more there are."""
     every = list(names)

@@ -301,7 +301,7 @@ def test_the_command(tmp_path: Path, images: Path, capsys: pytest.CaptureFixture
 def test_a_meta_file_has_no_rows(tmp_path: Path) -> None:
     meta = tmp_path / "meta.json"
     meta.write_text('{"x": {"annotation": "a.jsonl"}}')
-    with pytest.raises(UserError, match="meta file"):
+    with pytest.raises(UserError, match="lists sets and has no rows"):
         convert(meta, tmp_path / "out.json", "llava")
 
 

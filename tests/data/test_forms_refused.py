@@ -80,7 +80,7 @@ def asking(content: Any, **more: Any) -> dict[str, Any]:
         (
             MIX,
             "image_count",
-            "the texts name the images 0, 1, the row has 0",
+            "the texts name the images '0', '1', the row has '0'",
         ),
         (asking("Q", videos=["a.mp4"]), "form", "the row has 'videos'; only images are understood"),
         (

@@ -23,7 +23,7 @@ from sightline.data.mixes import is_mix
 from sightline.data.sources import Row, Rows, open_rows
 from sightline.data.tables import Table
 from sightline.data.writers import Writer, refuse_existing, to_json, writing
-from sightline.errors import DataError, UserError, shown
+from sightline.errors import DataError, UserError, short, shown
 
 TARGETS = ("llava", "openai", "paddlemix", "jsonl", "parquet")
 _WRITES: dict[str, Callable[[Sequence[Turn], Sequence[str]], Row]] = {
@@ -216,7 +216,7 @@ def _prepare(rows: Rows, number: int, form: str | None, drop: frozenset[str]) ->
     reading = read_row(row, form)
     for key in reading.asides:
         if key not in drop:
-            raise DataError(f"{shown(key)} of an image has no place in other forms; --drop {key} leaves it out")
+            raise DataError(f"{shown(key)} of an image has no place in other forms; --drop {short(key)} leaves it out")
     turns, findings = place(reading)
     if drop:
         turns = tuple(replace(turn, extra={k: v for k, v in turn.extra.items() if k not in drop}) for turn in turns)
@@ -259,7 +259,7 @@ def _row(turns: Sequence[Turn], extra: Row, to: str) -> Row:
             if turn.extra:
                 key = next(iter(turn.extra))
                 raise DataError(
-                    f"turn {number}: {shown(key)} has no place in a Parquet file; --drop {key} leaves it out"
+                    f"turn {number}: {shown(key)} has no place in a Parquet file; --drop {short(key)} leaves it out"
                 )
         rest = dict(extra)
         identity = rest.pop("id") if isinstance(rest.get("id"), str) else None
@@ -271,7 +271,7 @@ def _row(turns: Sequence[Turn], extra: Row, to: str) -> Row:
         }
     written = _WRITES[to](turns, [str(picture.source) for picture in found])
     if taken := written.keys() & extra.keys():
-        raise DataError(f"the row's own {shown(min(taken))} is in the way; --drop {min(taken)} leaves it out")
+        raise DataError(f"the row's own {shown(min(taken))} is in the way; --drop {short(min(taken))} leaves it out")
     before: dict[str, Any] = {"id": extra["id"]} if "id" in extra else {}
     return before | written | extra
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sightline.errors import DataError, shown
+from sightline.errors import DataError, short, shown
 
 _LARGEST = 4 * 1024 * 1024
 """A meta file has a few lines for each set; nothing larger is looked into."""
@@ -65,7 +65,7 @@ def meta_entries(path: str | Path) -> tuple[MetaEntry, ...]:
 
 
 def _entry(path: Path, name: str, entry: Any) -> MetaEntry:
-    where = f"{path}: {name}"
+    where = f"{path}: {short(name)}"
     if not isinstance(entry, dict) or not isinstance(entry.get("annotation"), str) or not entry["annotation"]:
         raise DataError(f"{where}: no 'annotation', the file of rows")
     root = entry.get("root", entry.get("media_root"))

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Protocol
 
 from sightline.data.sources import Row
-from sightline.errors import DataError, MissingExtra, UserError, shown
+from sightline.errors import DataError, MissingExtra, UserError, short, shown
 from sightline.files import whole_file
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def to_json(row: Row) -> bytes:
                 json.dumps(value, allow_nan=False)
             except (TypeError, ValueError) as error:
                 raise DataError(
-                    f"{shown(key)} cannot be written as JSON ({error}); --drop {key} leaves it out"
+                    f"{shown(key)} cannot be written as JSON ({error}); --drop {short(key)} leaves it out"
                 ) from None
         raise
     try:

@@ -35,6 +35,9 @@ _ENDS = {"PNG": _END_OF_PNG, "GIF": b";"}
 _TAIL = 64 * 1024
 """Some cameras write a little after the end mark of a JPEG."""
 
+_LONGEST_PATH = 240
+"""Characters of one in a message: those of a folder of the user's, and as many of what a row says."""
+
 _TO_BE_SURE = 32
 """Megapixels; what is larger is not decoded only to see whether it is whole: each process would need a gigabyte."""
 
@@ -145,15 +148,15 @@ def _open(ref: ImageRef, source: Path | io.BytesIO) -> ImageFile.ImageFile:
     try:
         if isinstance(source, Path) and not stat.S_ISREG(source.stat().st_mode) and not source.is_dir():
             # A pipe or a device, whose end may never come.
-            raise DataError(f"image {name_of(ref)} is no file: {source}", "image_unreadable")
+            raise DataError(f"image {name_of(ref)} is no file: {_shown_path(ref)}", "image_unreadable")
         picture = open_file(source)
     except Image.DecompressionBombError as error:
         found = re.search(r"[0-9]+", str(error))
         raise _too_large(ref, "it has", int(found[0]) if found else 0) from error
     except FileNotFoundError:
-        raise DataError(f"image {name_of(ref)} is missing: no file {_path(ref)}", "image_missing") from None
+        raise DataError(f"image {name_of(ref)} is missing: no file {_shown_path(ref)}", "image_missing") from None
     except IsADirectoryError:
-        raise DataError(f"image {name_of(ref)} is a folder: {_path(ref)}", "image_missing") from None
+        raise DataError(f"image {name_of(ref)} is a folder: {_shown_path(ref)}", "image_missing") from None
     except UnidentifiedImageError:
         if _begins(source, POINTER):
             raise DataError(
@@ -166,7 +169,7 @@ def _open(ref: ImageRef, source: Path | io.BytesIO) -> ImageFile.ImageFile:
     except OSError as error:
         if error.errno is None:
             raise  # Pillow's, not the system's: the file is damaged
-        raise DataError(f"image {name_of(ref)} cannot be read ({error})", "image_unreadable") from error
+        raise DataError(f"image {name_of(ref)} cannot be read ({error.strerror})", "image_unreadable") from error
     width, height = picture.size
     if max(width, height) > MAX_SIDE:
         picture.close()
@@ -243,10 +246,15 @@ def _path(ref: ImageRef) -> Path:
     # together), ".." or an absolute path in a row is not.
     if os.path.isabs(ref.source) or ".." in Path(ref.source).parts:
         raise DataError(
-            f"image {ref.source} leads out of its folder {ref.folder}; write it relative to that folder",
+            f"image {name_of(ref)} leads out of its folder {ref.folder}; write it relative to that folder",
             "image_outside",
         )
     return Path(ref.folder) / ref.source
+
+
+def _shown_path(ref: ImageRef) -> str:
+    path = str(_path(ref))
+    return path if len(path) <= _LONGEST_PATH else f"{path[: _LONGEST_PATH - 4]} ..."
 
 
 def _begins(source: Path | io.BytesIO, mark: bytes) -> bool:

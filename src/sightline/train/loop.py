@@ -29,6 +29,7 @@ from sightline.model.weights import (
     fingerprints,
     load_weights,
 )
+from sightline.page.numbers import counted
 from sightline.recipe import Recipe
 from sightline.runtime import console, pick_device, pick_dtype, rank, say, seed_everything, versions, world_size
 from sightline.train.beforehand import check_learnable, remarks
@@ -266,7 +267,7 @@ def _open_run(folder: RunFolder, recipe: Recipe, dataset: Dataset, plan: Plan, g
     folder.note(LOG)
     if dataset.bad_rows:
         folder.write(BAD_ROWS, list_of_bad_rows(dataset.bad_rows))
-        say(f"{len(dataset.bad_rows)} bad rows left out; they are listed in {run / BAD_ROWS}")
+        say(f"{counted(len(dataset.bad_rows), 'bad row')} left out, listed in {run / BAD_ROWS}")
     learning = ", ".join(f"{group.name} {group.size:,} at {group.lr:g}" for group in groups)
     say(f"{len(dataset):,} conversations, {plan.num_steps:,} steps; parameters that learn: {learning}")
 

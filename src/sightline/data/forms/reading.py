@@ -144,8 +144,7 @@ def _images_of(given: Mapping[str, Any], where: str, asides: list[str]) -> tuple
 def picture(value: Any, key: str, asides: list[str]) -> Picture:
     """Understand one image: a path, URL, data URI or base64, bytes, or an object of `bytes` and `path` or of `url`."""
     if isinstance(value, str) and value:
-        kind = base64_type(value)
-        return Picture(value if kind is None else f"data:image/{kind};base64,{''.join(value.split())}")
+        return Picture(_source(value))
     if isinstance(value, bytes) and value:
         return Picture(None, value)
     if isinstance(value, dict):
@@ -154,8 +153,14 @@ def picture(value: Any, key: str, asides: list[str]) -> Picture:
         if (source is None or isinstance(source, str)) and (data is None or isinstance(data, bytes)):
             asides += [name for name in value if name not in ("bytes", "path", "url") and value[name] is not None]
             if source or data:
-                return Picture(source or None, data or None)
+                return Picture(_source(source) if source else None, data or None)
     raise DataError(f"{shown(key)} is neither a path nor a list of paths", "form")
+
+
+def _source(text: str) -> str:
+    """A path, URL or data URI; base64 by itself becomes one."""
+    kind = base64_type(text)
+    return text if kind is None else f"data:image/{kind};base64,{''.join(text.split())}"
 
 
 def without(given: Mapping[str, Any], *known: str) -> dict[str, Any]:

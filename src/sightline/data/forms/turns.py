@@ -73,7 +73,7 @@ def mix(row: Row) -> Reading:
         read.append(Turn(one.role, tuple(parts), one.extra))
     if wanted and set(wanted) != known.keys():
         raise DataError(
-            f"the texts name the images {', '.join(sorted(set(wanted)))}, the row has {', '.join(known) or 'none'}",
+            f"the texts name the images {listed(sorted(set(wanted)))}, the row has {listed(known) or 'none'}",
             "image_count",
         )
     images = tuple(known[name] for name in wanted) if wanted else tuple(known.values())
