@@ -6,7 +6,7 @@ import io
 import json
 import random
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,10 @@ from mutate import changes_of_bytes, changes_of_json
 from world import make_world
 
 from sightline.cli import main
+from sightline.data.formats import understand
+from sightline.data.forms.keys import PLAIN
+from sightline.data.sources import open_rows
+from sightline.errors import DataError, shown
 
 WORLD = Path()
 """Where the good files are, for commands that need one beside the bad one; set by `forms`."""
@@ -53,7 +57,7 @@ def forms(world: Path) -> list[Form]:
         Form(
             "rows",
             world / "rows",
-            ("llava.json", "llava.jsonl", "openai.jsonl", "swift.jsonl", "paddlemix.json"),
+            ("llava.json", "llava.jsonl", "openai.jsonl", "swift.jsonl", "paddlemix.json", "texts.jsonl"),
             _rows,
             weight=6,
         ),
@@ -124,19 +128,10 @@ def _rows(folder: Path, rng: random.Random) -> tuple[int, str]:
     images = WORLD / "images"
     match rng.randrange(5):
         case 0:
-            return call("data", "check", file, "--images", images), ""
+            return call("data", "check", file, "--images", images), passed_over(file)
         case 1:
-            return call(
-                "data",
-                "check",
-                file,
-                "--images",
-                images,
-                "--tokenizer",
-                WORLD / "model",
-                "--html",
-                folder / "page.html",
-            ), ""
+            words = ("--tokenizer", WORLD / "model", "--html", folder / "page.html")
+            return call("data", "check", file, "--images", images, *words), passed_over(file)
         case 2:
             return call("data", "show", file, "0", "--images", images, "--tokenizer", WORLD / "model"), ""
     out = folder / "out.jsonl"
@@ -145,26 +140,46 @@ def _rows(folder: Path, rng: random.Random) -> tuple[int, str]:
 
 
 def _lost(source: Path, out: Path) -> str:
-    """The texts of turns that stand in the rows, and not in what was made of them without a word."""
+    """The texts that stand in the rows, and not in what was made of them without a word."""
     written = out.read_text(encoding="utf-8")
-    content = source.read_bytes().decode("utf-8", "replace")
+    texts = (text for row in open_rows(source) for text, _ in _marked(row))
+    return "; ".join(text for text in texts if json.dumps(text, ensure_ascii=False)[1:-1] not in written)[:200]
+
+
+def passed_over(source: Path) -> str:
+    """The texts of usable rows that no conversation holds, though neither they nor their keys were told."""
     try:
-        rows = json.loads(content)
-    except ValueError:
-        rows = [json.loads(line) for line in content.splitlines() if line.strip()]
-    return "; ".join(text for text in _said(rows) if json.dumps(text, ensure_ascii=False)[1:-1] not in written)[:200]
+        rows = open_rows(source)
+    except DataError:
+        return ""
+    lost = []
+    for number in range(len(rows)):
+        try:
+            row = rows[number]
+            conversation, findings = understand(row, rows.origin(number), str(WORLD / "images"))
+        except DataError:
+            continue  # a bad row, with its reason
+        said = "\0".join(message.text for message in conversation.messages)
+        told = "\0".join(finding.reason for finding in findings)
+        is_cut = any(finding.kind == "assistant_first" for finding in findings)
+        for text, keys in _marked(row):
+            known = any(key in PLAIN or shown(key) in told for key in keys) or "further keys" in told
+            if text not in said and not known and not is_cut:
+                lost.append(f"{text} under {' > '.join(keys)}")
+    return "; ".join(lost)[:200]
 
 
-def _said(value: Any) -> list[str]:
-    """What people and models say in rows: strings under the keys that hold turns, with a mark in them."""
-    if isinstance(value, dict):
-        own = [
-            v for k, v in value.items() if k in ("value", "content", "text", "query", "response") and isinstance(v, str)
-        ]
-        return [text for text in own if "text-" in text and "<image>" not in text] + [
-            t for v in value.values() for t in _said(v)
-        ]
-    return [text for inner in value for text in _said(inner)] if isinstance(value, list) else []
+def _marked(value: Any, keys: tuple[str, ...] = ()) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """What people and models say in rows, which has a mark in it, with the keys that lead to it."""
+    if isinstance(value, str):
+        if "text-" in value and "<image" not in value:
+            yield value, keys
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _marked(inner, (*keys, key))
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _marked(inner, keys)
 
 
 def _meta(folder: Path, rng: random.Random) -> tuple[int, str]:

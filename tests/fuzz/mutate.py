@@ -33,6 +33,11 @@ STRANGE: tuple[Any, ...] = (
 )
 """Values that somebody has once found where another was meant."""
 
+_KEYS = (
+    *("image", "images", "conversations", "value", "x", "", "\x1b[1m", "_config", "img", "system", "system_prompt"),
+    *("text", "texts", "history", "source", "human", "loss_weight", "role", "content"),
+)
+
 WORDS = (
     b"\x00",
     b"\xff\xfe",
@@ -115,9 +120,7 @@ def _in_document(document: Any, rng: random.Random) -> Any:
         case 3:
             del holder[key]
         case 4 if isinstance(holder, dict):
-            holder[rng.choice(("image", "images", "conversations", "value", "x", "", "\x1b[1m", "_config"))] = (
-                holder.pop(key)
-            )
+            holder[rng.choice(_KEYS)] = holder.pop(key)
         case 5:
             for _ in range(rng.choice((1, 50, 900))):
                 holder[key] = [holder[key]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -10,7 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from forms import passed_over
 from judge import run, verdict
+
+from sightline.data import formats
 
 HERE = Path(__file__).parent
 
@@ -62,6 +66,15 @@ def say_much() -> tuple[int, str]:
 def test_what_must_not_happen_is_found(work: Callable[[], tuple[int, str]], found: str | None, tmp_path: Path) -> None:
     said = verdict(run(work, tmp_path / "output", seconds=2 if work is hang else 60))
     assert said == found if found is None else said is not None and said.startswith(found)
+
+
+def test_a_text_under_a_key_that_is_not_told_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    turns = [{"user": "text-0-q", "assistant": "text-0-a", "source": "text-0-s", "thought": "text-0-t"}]
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"texts": turns, "note": {"deep": ["text-1-n"]}}))
+    assert passed_over(tmp_path / "rows.jsonl") == ""
+    monkeypatch.setattr(formats, "told", lambda *_: ())
+    lost = "text-0-t under texts > thought; text-1-n under note > deep"
+    assert passed_over(tmp_path / "rows.jsonl") == lost
 
 
 def test_half_a_minute_finds_nothing(tmp_path: Path) -> None:

@@ -112,6 +112,9 @@ def _make_rows(folder: Path) -> None:
     (folder / "paddlemix.json").write_text(
         json.dumps([{"image": "a.jpg", "conversations": [["<image>\ntext-0-q", "text-0-a"]]}] * 2)
     )
+    texts = [{"user": f"text-{n}-q", "assistant": f"text-{n}-a", "source": "s"} for n in range(2)]
+    row = {"texts": texts, "images": ["a.jpg"], "system_prompt": "text-2-s", "note": "text-3-n"}
+    (folder / "texts.jsonl").write_text("\n".join([json.dumps(row)] * 2))
     (folder / "meta.json").write_text(
         json.dumps(
             {"one": {"root": str(folder.parent / "images"), "annotation": "llava.jsonl", "repeat_time": 1, "length": 4}}
