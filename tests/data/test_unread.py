@@ -140,7 +140,7 @@ def test_the_system_prompt_by_its_names(key: str) -> None:
         (
             openai({"content": "<image><image>Q", "image": "a.jpg"}),
             "image_count",
-            "turn 1 has images under a key of its own, 1, but 2 <image>",
+            "turn 1 has 1 image under a key of its own, but 2 <image>",
         ),
     ],
 )

@@ -33,7 +33,9 @@ KEYS: dict[str, Keys] = {
     "paddlemix": Keys(("conversations", "conversation")),
     "mix": Keys(("conversations", "conversation"), frozenset({"from", "value", "text", *IMAGES})),
     "openai": Keys(("messages", "conversations", "conversation"), frozenset({"role", "content", *IMAGES})),
-    "texts": Keys(("texts", "conversation", "conversations"), frozenset({"user", "human", "assistant", "gpt"})),
+    "texts": Keys(
+        ("texts", "conversation", "conversations"), frozenset({"user", "human", "assistant", "gpt", *IMAGES})
+    ),
     "query": Keys(("query", "response", "history")),
 }
 """By the name of the function that reads the form."""

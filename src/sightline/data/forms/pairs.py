@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sightline.data.forms.keys import KEYS
+from sightline.data.forms.keys import IMAGES, KEYS
 from sightline.data.forms.places import written_out
-from sightline.data.forms.reading import Reading, Turn, images_of, system_of, turns_of, used_of, without
+from sightline.data.forms.reading import Reading, Turn, images_of, own_images, system_of, turns_of, used_of, without
 from sightline.data.sources import Row
 from sightline.errors import DataError, shown
 
@@ -46,6 +46,7 @@ def to_paddlemix(turns: Sequence[Turn], images: Sequence[str]) -> Row:
 def texts(row: Row) -> Reading:
     """`texts` of `{"user", "assistant"}`, as in tables of The Cauldron; also `conversation` of such objects."""
     key, pairs = turns_of(row, *KEYS["texts"].turns)
+    asides: list[str] = []
     read: list[Turn] = []
     for number, pair in enumerate(pairs, 1):
         if not isinstance(pair, dict):
@@ -54,8 +55,10 @@ def texts(row: Row) -> Reading:
         answers = next((name for name in _ANSWERS if name in pair), "assistant")
         if not isinstance(pair.get(asks), str) or not isinstance(pair.get(answers), str):
             raise DataError(f"pair {number} has no text under 'user' and 'assistant'", "form")
-        read += [Turn("user", (pair[asks],)), Turn("assistant", (pair[answers],), without(pair, asks, answers))]
-    return _beside_images(row, read, key)
+        own = own_images(pair, f"pair {number}", asides)
+        extra = without(pair, asks, answers, *IMAGES)
+        read += [Turn("user", (pair[asks],), images=own), Turn("assistant", (pair[answers],), extra)]
+    return _beside_images(row, read, key, asides=asides)
 
 
 def query(row: Row) -> Reading:
@@ -72,6 +75,7 @@ def query(row: Row) -> Reading:
     return _beside_images(row, read, *KEYS["query"].turns)
 
 
-def _beside_images(row: Row, read: Sequence[Turn], *keys: str) -> Reading:
-    images, asides = images_of(row)
+def _beside_images(row: Row, read: Sequence[Turn], *keys: str, asides: Sequence[str] = ()) -> Reading:
+    images, of_row = images_of(row)
+    asides = tuple(dict.fromkeys((*of_row, *asides)))
     return Reading((*system_of(row, read), *read), used_of(*keys), images=images, asides=asides)

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
-from sightline.data.forms.reading import Picture, Reading, Turn, filled
+from sightline.data.forms.reading import Picture, Reading, Turn
 from sightline.data.verdict import Finding
 from sightline.errors import DataError, listed, shown
 from sightline.types import IMAGE
@@ -42,6 +42,9 @@ def place(reading: Reading) -> tuple[tuple[Turn, ...], tuple[Finding, ...]]:
     """
     turns, images, findings = reading.turns, reading.images, tuple[Finding, ...]()
     places, marks, has_pictures = _counted(turns)
+    if has_pictures and any(turn.images for turn in turns):
+        turns = tuple(_with_own(turn, number) for number, turn in enumerate(turns, 1))
+        places, marks, has_pictures = _counted(turns)
     if marks > places:
         turns, images, findings = _understood(turns, images)
         places, _, has_pictures = _counted(turns)
@@ -58,7 +61,7 @@ def place(reading: Reading) -> tuple[tuple[Turn, ...], tuple[Finding, ...]]:
         )
     elif places:
         waiting = iter(images)
-        turns = tuple(Turn(turn.role, tuple(filled(turn.content, waiting)), turn.extra) for turn in turns)
+        turns = tuple(Turn(turn.role, tuple(_filled(turn.content, waiting)), turn.extra) for turn in turns)
     return tuple(Turn(turn.role, _merged(turn.content), turn.extra) for turn in turns), findings
 
 
@@ -72,11 +75,28 @@ def pictures(turns: Sequence[Turn]) -> list[Picture]:
     return [part for turn in turns for part in turn.content if isinstance(part, Picture)]
 
 
+def _with_own(turn: Turn, number: int) -> Turn:
+    """A turn with the images of its own key in their places, or in front."""
+    if not turn.images:
+        return turn
+    (plain,), images, _ = _understood((replace(turn, images=()),), turn.images)
+    places, _, _ = _counted([plain])
+    if not places:
+        return replace(plain, content=(*(part for image in images for part in (image, "\n")), *plain.content))
+    if places != len(images):
+        raise DataError(
+            f"turn {number} has {_count(len(images))} under a key of its own, but {places} {IMAGE}", "image_count"
+        )
+    return replace(plain, content=tuple(_filled(plain.content, iter(images))))
+
+
 def _counted(turns: Sequence[Turn]) -> tuple[int, int, bool]:
-    """How often `<image>` and `<` stand in the texts, and whether there are pictures among them."""
+    """How often `<image>` and `<` stand in the texts, and whether turns have pictures."""
     places = marks = 0
     has_pictures = False
     for turn in turns:
+        if turn.images:
+            has_pictures = True
         for part in turn.content:
             if not isinstance(part, str):
                 has_pictures = True
@@ -111,7 +131,7 @@ def _understood(
     if len(numbers) == len(asked) and images and set(numbers) in (_upto(0, images), _upto(1, images)):
         first = min(numbers)
         chosen = iter([images[number - first] for number in numbers])
-        return tuple(replace(turn, content=tuple(filled(_renamed(turn), chosen))) for turn in turns), (), findings
+        return tuple(replace(turn, content=tuple(_filled(_renamed(turn), chosen))) for turn in turns), (), findings
     if not numbers and len(asked) == len(images):
         return tuple(replace(turn, content=_renamed(turn)) for turn in turns), images, findings
     (found,) = _named(asked, "")
@@ -166,6 +186,19 @@ def _in_front(turns: tuple[Turn, ...], images: Sequence[Picture]) -> tuple[Turn,
             lines = tuple(part for image in images for part in (image, "\n"))
             return (*turns[:number], replace(turn, content=lines + turn.content), *turns[number + 1 :])
     raise DataError("no turn of the user, whose images these could be", "order")
+
+
+def _filled(content: Iterable[str | Picture], waiting: Iterator[Picture]) -> Iterator[str | Picture]:
+    """The content with the next of the waiting images for each `<image>`."""
+    for part in content:
+        if isinstance(part, Picture):
+            yield part
+            continue
+        first, *pieces = part.split(IMAGE)
+        yield first
+        for piece in pieces:
+            yield next(waiting)
+            yield piece
 
 
 def _merged(content: tuple[str | Picture, ...]) -> tuple[str | Picture, ...]:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import difflib
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from sightline.data.forms.keys import BESIDE, IMAGES, SYSTEM, base64_type
 from sightline.data.sources import Row
 from sightline.errors import DataError, listed, shown
-from sightline.types import IMAGE, Role
+from sightline.types import Role
 
 ROLES: dict[str, Role] = {
     "human": "user",
@@ -18,6 +20,9 @@ ROLES: dict[str, Role] = {
     "assistant": "assistant",
     "system": "system",
 }
+
+_OF_IMAGES = ("bytes", "path", "url", "data", "media_type")
+_NUMBERED_NAME = re.compile(r"<[^<>\d]*(\d{1,4})>")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +43,8 @@ class Turn:
     content: tuple[str | Picture, ...]
     extra: Mapping[str, Any] = field(default_factory=dict)
     """Keys of the turn that its form gives no meaning."""
+    images: tuple[Picture, ...] = ()
+    """Those of a key of the turn itself, until `place` has set them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +78,9 @@ def turns_of(row: Row, *keys: str) -> tuple[str, list[Any]]:
     for key in keys:
         if key in row:
             raise DataError(f"{shown(key)} is null", "form")
-    raise DataError(f"no {shown(keys[0])} in the row (it has: {listed(without(row)) or 'nothing'})", "form")
+    near = difflib.get_close_matches(keys[0], [key[:64] for key in row], n=1, cutoff=0.8)
+    hint = f"; {shown(near[0])} is not read, did you mean {shown(keys[0])}?" if near else ""
+    raise DataError(f"no {shown(keys[0])} in the row (it has: {listed(without(row)) or 'nothing'}){hint}", "form")
 
 
 def system_of(row: Row, turns: Sequence[Turn]) -> tuple[Turn, ...]:
@@ -97,47 +106,20 @@ def used_of(*keys: str) -> frozenset[str]:
 def images_of(row: Row) -> tuple[tuple[Picture, ...], tuple[str, ...]]:
     """The images under `image` or `images`, and the keys inside of them that have no meaning here."""
     asides: list[str] = []
-    return _images_of(row, "row", asides), tuple(dict.fromkeys(asides))
+    return own_images(row, "the row", asides), tuple(dict.fromkeys(asides))
 
 
-def with_images(
-    turn: Mapping[str, Any], number: int, content: tuple[str | Picture, ...], asides: list[str]
-) -> tuple[str | Picture, ...]:
-    """The content of a turn with the images of its own key `image` or `images`, in their places or in front."""
-    if not (turn.get("image") or turn.get("images")):
-        return content
-    images = _images_of(turn, f"turn {number}", asides)
-    places = sum(part.count(IMAGE) for part in content if isinstance(part, str))
-    if not places:
-        return (*(part for image in images for part in (image, "\n")), *content)
-    if places != len(images):
-        raise DataError(
-            f"turn {number} has images under a key of its own, {len(images)}, but {places} {IMAGE}", "image_count"
-        )
-    waiting = iter(images)
-    return tuple(filled(content, waiting))
-
-
-def filled(content: Iterable[str | Picture], waiting: Iterator[Picture]) -> Iterator[str | Picture]:
-    """The content with the next of the waiting images for each `<image>`."""
-    for part in content:
-        if isinstance(part, Picture):
-            yield part
-            continue
-        first, *pieces = part.split(IMAGE)
-        yield first
-        for piece in pieces:
-            yield next(waiting)
-            yield piece
-
-
-def _images_of(given: Mapping[str, Any], where: str, asides: list[str]) -> tuple[Picture, ...]:
+def own_images(given: Mapping[str, Any], where: str, asides: list[str]) -> tuple[Picture, ...]:
+    """The images under `image` or `images` of a row or a turn; what has no meaning inside of them goes to `asides`."""
     keys = [key for key in IMAGES if given.get(key)]
     if len(keys) > 1:
-        raise DataError(f"{'the row' if where == 'row' else where} has 'image' and 'images'; keep one of them", "form")
+        raise DataError(f"{where} has 'image' and 'images'; keep one of them", "form")
     if not keys:
         return ()
     value = given[keys[0]]
+    if isinstance(value, dict) and all(_NUMBERED_NAME.fullmatch(name) for name in value):
+        # MiniCPM-V: {"<image_00>": path, ...}, which the texts name.
+        value = [value[name] for name in sorted(value, key=lambda name: int(_NUMBERED_NAME.sub(r"\1", name)))]
     return tuple(picture(one, keys[0], asides) for one in (value if isinstance(value, list) else [value]))
 
 
@@ -150,8 +132,10 @@ def picture(value: Any, key: str, asides: list[str]) -> Picture:
     if isinstance(value, dict):
         source = value.get("path") or value.get("url")
         data = value.get("bytes")
+        if not source and isinstance(value.get("data"), str):  # Anthropic's parts
+            source = f"data:{value.get('media_type') or 'image/png'};base64,{value['data']}"
         if (source is None or isinstance(source, str)) and (data is None or isinstance(data, bytes)):
-            asides += [name for name in value if name not in ("bytes", "path", "url") and value[name] is not None]
+            asides += [name for name in value if name not in _OF_IMAGES and value[name] is not None]
             if source or data:
                 return Picture(_source(source) if source else None, data or None)
     raise DataError(f"{shown(key)} is neither a path nor a list of paths", "form")

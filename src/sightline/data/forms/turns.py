@@ -13,12 +13,12 @@ from sightline.data.forms.reading import (
     Reading,
     Turn,
     images_of,
+    own_images,
     picture,
     role_of,
     system_of,
     turns_of,
     used_of,
-    with_images,
     without,
 )
 from sightline.data.sources import Row
@@ -70,7 +70,7 @@ def mix(row: Row) -> Reading:
     for number, turn in enumerate(turns, 1):
         one = _from_value(turn, number, asides)
         parts = (_NUMBERED.sub(numbered, part) if isinstance(part, str) else part for part in one.content)
-        read.append(Turn(one.role, tuple(parts), one.extra))
+        read.append(Turn(one.role, tuple(parts), one.extra, one.images))
     if wanted and set(wanted) != known.keys():
         raise DataError(
             f"the texts name the images {listed(sorted(set(wanted)))}, the row has {listed(known) or 'none'}",
@@ -104,8 +104,9 @@ def openai(row: Row) -> Reading:
             raise DataError(
                 f"turn {number}: 'content' is {type(content).__name__}, not text or a list of parts", "form"
             )
-        parts = with_images(turn, number, parts, found)
-        read.append(Turn(role_of(turn["role"], "role", number), parts, without(turn, "role", "content", *IMAGES)))
+        own = own_images(turn, f"turn {number}", found)
+        extra = without(turn, "role", "content", *IMAGES)
+        read.append(Turn(role_of(turn["role"], "role", number), parts, extra, own))
     if any(_CONTEXT in part for turn in read for part in turn.content if isinstance(part, str)):
         beside, read = (*beside, *pictures(read)), [_at_context(turn) for turn in read]
         chosen = []
@@ -142,12 +143,14 @@ def _from_value(turn: Any, number: int, asides: list[str]) -> Turn:
     key = "value" if "value" in turn else "text"  # the documentation of InternVL writes `text` for answers
     if not isinstance(turn[key], str):
         raise DataError(f"turn {number}: {shown(key)} is {type(turn[key]).__name__}, not text", "form")
-    return Turn(role, with_images(turn, number, (turn[key],), asides), without(turn, "from", key, *IMAGES))
+    has_own = "image" in turn or "images" in turn  # asked here: few turns have, and all rows pass by
+    own = own_images(turn, f"turn {number}", asides) if has_own else ()
+    return Turn(role, (turn[key],), without(turn, "from", key, *IMAGES), own)
 
 
 def _at_context(turn: Turn) -> Turn:
     texts = tuple(part.replace(_CONTEXT, IMAGE) for part in turn.content if isinstance(part, str))
-    return Turn(turn.role, texts, turn.extra)
+    return Turn(turn.role, texts, turn.extra, turn.images)
 
 
 def _part(part: Any, number: int, beside: Sequence[Picture], chosen: list[Picture], asides: list[str]) -> str | Picture:
@@ -168,7 +171,7 @@ def _part(part: Any, number: int, beside: Sequence[Picture], chosen: list[Pictur
         return text
     if kind not in ("image", "image_url", "input_image"):
         raise DataError(f"turn {number}: a part is of type {shown(kind)}; known: text, image_url, image", "form")
-    key = next((key for key in ("image_url", "image", "url", "path", "bytes", "value") if key in given), None)
+    key = next((key for key in ("image_url", "image", "url", "path", "bytes", "value", "source") if key in given), None)
     index = given.pop("index", None)
     if key is not None:
         found = picture(given.pop(key), key, asides)
