@@ -166,7 +166,7 @@ def test_bad_rows_are_listed_and_left_out(good: DataRecipe) -> None:
         assert row.reason.startswith(reason)
     assert [number + 1 for _, number in dataset.where.tolist()] == [n for n in range(1, ROWS + 1) if n not in REASONS]
     assert (dataset.facts()["rows"], dataset.facts()["bad_rows"]) == (ROWS - len(REASONS), len(REASONS))
-    listed = [json.loads(line) for line in list_of_bad_rows(dataset).splitlines()]
+    listed = [json.loads(line) for line in list_of_bad_rows(dataset.bad_rows).splitlines()]
     assert [(line["file"], line["row"]) for line in listed] == [(bad.path, number) for number in REASONS]
     assert [line["kind"] for line in listed] == KINDS_OF_REASONS
     assert [line["reason"] for line in listed] == [row.reason for row in dataset.bad_rows]

@@ -64,6 +64,7 @@ def test_rows_that_are_the_values_of_an_object(indent: int | None, tmp_path: Pat
         (b"PK\x03\x04....\n\n", "is a zip archive; unpack it"),
         (b"\x1f\x8b\x08\n", "is compressed by gzip; unpack it"),
         (b"PAR1\n", "is a Parquet file; call it .parquet"),
+        (b"\xff\xd8\xff\xe0 a picture\n\x00\n", "no JSON rows: the file begins with "),
         ("a,b\n1,2\n", "no JSON rows: the file begins with 'a,b'"),
         ("x" * 5000, f"no JSON rows: the file begins with '{'x' * 40}'"),
         ('{"a": "你好，世界"}\n{}\n'.encode("gbk"), "byte 7 is not UTF-8 (GBK?); save it as UTF-8"),

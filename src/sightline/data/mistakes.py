@@ -87,24 +87,27 @@ def not_utf8(data: bytes, at: int) -> str:
 def check_lines(path: object, content: Content, start: int) -> None:
     """Raise a DataError where a file that is no array cannot be a row a line: it would be nothing but errors."""
     lines = list(_first_lines(content, start))
-    if not any(line.startswith(b"{") for line in lines):
-        raise DataError(f"{path}: no JSON rows: the file begins with {_beginning(lines[0])}", "broken_json")
+    other = DataError(f"{path}: no JSON rows: the file begins with {_beginning(lines[0])}", "broken_json")
+    may_be_rows = any(line.startswith(b"{") for line in lines)
     try:
         first = lines[0].decode("utf-8")
     except UnicodeDecodeError as error:
         if guess := not_utf8(lines[0], error.start):
             raise DataError(f"{path}: byte {start + error.start} is not UTF-8{guess}", "broken_json") from None
+        if not may_be_rows:
+            raise other from None
         return
     row = _parsed(first)
-    if isinstance(row, dict):
-        if len(lines) == 1 and _looks_like_rows(row):
-            raise one_object(path, row)
+    if isinstance(row, dict) and len(lines) == 1 and _looks_like_rows(row):
+        raise one_object(path, row)
+    if row is not None:
         return
-    if len(content) > _LARGEST_OBJECT or (
-        len(lines) > 1 and isinstance(_parsed(lines[1].decode("utf-8", "replace")), dict)
-    ):
-        return
-    _check_whole(path, content, start, start + len(lines[0]))
+    if not may_be_rows:
+        raise other
+    if len(lines) == 1 or isinstance(_parsed(lines[1].decode("utf-8", "replace")), dict):
+        return  # a line that is broken, among others
+    if len(content) <= _LARGEST_OBJECT:
+        _check_whole(path, content, start, start + len(lines[0]))
 
 
 def _check_whole(path: object, content: Content, start: int, first_line: int) -> None:
