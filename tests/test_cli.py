@@ -247,6 +247,15 @@ def test_what_a_row_holds_makes_no_second_line(
         assert len(said.splitlines()) == 1 and ascii(end)[1:-1] in said
 
 
+def test_what_a_library_quotes_is_cut_in_the_middle(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake_command(monkeypatch, DataError(f"a.zip is damaged ({'x' * 5000}); fetch it again"))
+    assert cli.main(["fake", "a.yaml"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: a.zip is damaged (xxx") and said.endswith("); fetch it again\n") and len(said) < 1050
+
+
 def test_errors_that_are_several_survive_a_pipe_between_processes() -> None:
     for error in (RecipeError("a\nb"), UserErrors("a", "b")):
         again = pickle.loads(pickle.dumps(error))

@@ -17,6 +17,9 @@ from sightline import __version__
 from sightline.errors import UserError, UserErrors
 from sightline.terminal import printable
 
+LONGEST = 1000
+"""Characters of a line of an error: three paths and what is to be said of them."""
+
 COMMANDS = {
     "train": ("sightline.train.command", "train a model from a recipe"),
     "chat": ("sightline.chat.command", "talk with a model about pictures"),
@@ -64,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Of any other error a line end is a character that some row or file holds.
         lines = str(error).split("\n") if isinstance(error, UserErrors) else [str(error)]
         for line in dict.fromkeys(lines):
-            print(f"error: {printable(line)}", file=sys.stderr)
+            print(f"error: {_short(printable(line))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -86,6 +89,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception:
         traceback.print_exc()
         return 1
+
+
+def _short(line: str) -> str:
+    """A line of an error without the middle of what a library quotes in it; what to do stands at the end."""
+    return line if len(line) <= LONGEST else f"{line[: LONGEST - 300]} ... {line[-300:]}"
 
 
 def _dispatch(argv: list[str]) -> int:
