@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -48,6 +49,25 @@ def test_a_hub_that_cannot_be_reached_is_one_line(
 def test_nobody_answers(online: Path) -> None:
     with pytest.raises(ModelError, match=r"no folder other/model here, and the hub .* cannot be reached"):
         check_at_hand("other/model")
+
+
+@pytest.mark.parametrize("place", ["127.0.0.1:9", "127.0.0.1", "127.0.0.1:x"])
+def test_a_password_in_the_address_is_not_shown(online: Path, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", f"http://user:geheim@{place}")
+    with pytest.raises(ModelError, match=f"the hub http://{place} cannot be reached") as error:
+        check_at_hand("other/model")
+    assert "geheim" not in str(error.value)
+
+
+def test_what_answers_but_speaks_no_http(
+    online: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.getsockname()[1]}")
+        threading.Thread(target=lambda: server.accept()[0].sendall(b"SSH-2.0\r\n\r\n"), daemon=True).start()
+        with pytest.raises(ModelError, match="SSH"):
+            check_at_hand("other/model")
+    assert "Traceback" not in capsys.readouterr().err
 
 
 def test_what_is_in_the_cache_is_taken_from_there(online: Path, capsys: pytest.CaptureFixture[str]) -> None:

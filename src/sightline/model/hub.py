@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import threading
 import urllib.error
 import urllib.request
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import huggingface_hub.constants
 
+from sightline.connections import shown_url
 from sightline.errors import ModelError
 from sightline.runtime import hub_address, say
 
@@ -30,13 +32,14 @@ def check_at_hand(name: str) -> None:
         return
     if (reason := _unreachable(hub_address())) is None:
         return
+    hub = shown_url(hub_address())  # HF_ENDPOINT may hold a password
     if not cached:
         raise ModelError(
-            f"no folder {name} here, and the hub {hub_address()} cannot be reached ({reason}): name a local folder, or "
+            f"no folder {name} here, and the hub {hub} cannot be reached ({reason}): name a local folder, or "
             f"a mirror by HF_ENDPOINT; with HF_HUB_OFFLINE=1 only the cache is used"
         )
     huggingface_hub.constants.HF_HUB_OFFLINE = True  # or each file would be asked for again, five times
-    say(f"the hub {hub_address()} cannot be reached ({reason}): {name} is taken from its cache")
+    say(f"the hub {hub} cannot be reached ({reason}): {name} is taken from its cache")
 
 
 @cache
@@ -51,7 +54,9 @@ def _unreachable(address: str) -> str | None:
                 found.append(None)
         except urllib.error.HTTPError:
             found.append(None)
-        except (OSError, ValueError) as error:
+        except (ValueError, http.client.InvalidURL):
+            found.append("it is no proper address")  # what is wrong with it may be the password
+        except (OSError, http.client.HTTPException) as error:
             found.append(str(getattr(error, "reason", error)) or type(error).__name__)
 
     # A thread, because looking up a name has no timeout of its own.
