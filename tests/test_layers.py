@@ -33,6 +33,7 @@ MEMBER_OF = {
     "network": "prompt",
     "pattern_tree": "types",
     "patterns": "types",
+    "pointers": "types",
     "recipes": "recipe",
     "recipe_errors": "recipe",
     "recipe_sections": "recipe",

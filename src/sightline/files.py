@@ -19,22 +19,12 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import IO
 
-from sightline.errors import CheckpointError, ModelError
+from sightline.errors import CheckpointError
 
 _MARK, _NEW, _OLD = "mark.json", "new", "old"
 """In a folder that is being written: who made it, what will take the name, and what had it until then."""
 
-POINTER = b"version https://git-lfs.github.com/spec/"
-"""How the small file begins that git leaves in the place of a large one, where git-lfs did not fetch it."""
-
 _held: weakref.WeakSet[IO[bytes]] = weakref.WeakSet()
-
-
-def refuse_pointer(path: str | Path) -> None:
-    """Raise ModelError where a file is what git-lfs has in the place of another, which it has not fetched."""
-    with suppress(OSError), open(path, "rb") as file:
-        if file.read(len(POINTER)) == POINTER:
-            raise ModelError(f"{path} is a pointer of git-lfs, not the file itself: `git lfs pull` brings it")
 
 
 @contextmanager

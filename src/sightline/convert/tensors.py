@@ -12,8 +12,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from sightline.errors import ModelError
-from sightline.files import refuse_pointer
 from sightline.model.pickles import read_pickle, tensors_in
+from sightline.pointers import refuse_pointer
 
 TYPES = {
     "I64": torch.int64,

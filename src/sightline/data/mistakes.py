@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from sightline.errors import DataError, listed, shown
-from sightline.files import POINTER
+from sightline.pointers import POINTER
 
 Content = mmap.mmap | bytes
 

@@ -15,10 +15,10 @@ from safetensors.torch import load_file
 from torch import nn
 
 from sightline.errors import ModelError
-from sightline.files import refuse_pointer
 from sightline.model.llamafy import RENAME
 from sightline.model.pickles import read_pickle, tensors_in
 from sightline.model.projector import unsound
+from sightline.pointers import refuse_pointer
 
 
 def merge_folder(model: nn.Module, folder: Path, rename: Callable[[str], str], family: str | None = None) -> None:

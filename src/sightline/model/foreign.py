@@ -21,18 +21,22 @@ from sightline.limits import limits, remedy
 from sightline.model.pickles import read_pickle
 from sightline.model.reading import hushed, quiet, reading
 from sightline.model.settings import (
+    check_added,
     check_config,
     check_patterns,
     check_pipeline,
     check_processor_settings,
     check_tokenizer_settings,
 )
-from sightline.prompt.paint import printable
 from sightline.prompt.prompter import Prompter
+from sightline.terminal import printable
 from sightline.types import ImageRef
 
 TRIAL = "".join(map(chr, range(32, 127))) + "\n\t" + " a" * 200 + "a" * 400 + " " * 400 + "\n" * 200 + "中文ä" * 200
 """What a tokenizer is tried on: every printable ASCII character, and long runs, which slow patterns stumble over."""
+
+_TRIAL_MEGABYTES = 512
+"""Beyond what the tokenizer itself holds; no text of some thousand characters needs a hundredth of it."""
 
 _OBLONG = ImageRef(b"P5 3 2 255 ......")
 """A grey picture that is no square, which some settings leave as oblong as it is."""
@@ -93,15 +97,12 @@ def _tokenizer(name: str | Path, kind: Any) -> Any:
 
 def _check_added(path: Path | None) -> None:
     """Raise ModelError where a tokenizer.json adds more tokens, before or behind each text or beside its vocabulary."""
-    most = limits().added_tokens
-    if path is None or (content := path.read_bytes()).count(b"{") <= most:
+    if path is None or (content := path.read_bytes()).count(b"{") <= limits().added_tokens:
         return  # each is an object of its own; to parse all of a large vocabulary for this takes its time
     parsed = json.loads(content)
     steps = parsed.get("post_processor") or {}
     steps = [steps, *(steps.get("processors") or ())]
-    added = len(parsed.get("added_tokens") or ()) + sum(len(step.get("single") or ()) for step in steps)
-    if added > most:
-        raise ModelError(f"{path} adds {added} tokens; at most {most:g} are taken, {remedy('added_tokens', added)}")
+    check_added(len(parsed.get("added_tokens") or ()) + sum(len(step.get("single") or ()) for step in steps), path)
 
 
 def try_tokenizer(tokenizer: Any, name: object) -> None:
@@ -119,12 +120,12 @@ def try_tokenizer(tokenizer: Any, name: object) -> None:
         tokenizer.decode(ids)
         return len(ids)
 
-    most = limits()
-    with in_child(tokenise, seconds=most.tokenizer_seconds, megabytes=512, characters=100) as ask:
+    seconds = limits().tokenizer_seconds
+    with in_child(tokenise, seconds=seconds, megabytes=_TRIAL_MEGABYTES, characters=100) as ask:
         try:
             ask(TRIAL)
         except Failed as error:
-            hint = f" ({remedy('tokenizer_seconds', 600)})" if error.bound == "seconds" else ""
+            hint = f" ({remedy('tokenizer_seconds', 60 * seconds)})" if error.bound == "seconds" else ""
             raise ModelError(f"the tokenizer of {name} fails on a short text: {printable(str(error))}{hint}") from None
 
 

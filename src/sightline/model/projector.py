@@ -22,9 +22,9 @@ from transformers.activations import ACT2FN
 from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
 from sightline.errors import ModelError, shown
-from sightline.files import refuse_pointer
 from sightline.model.pickles import read_pickle, tensors_in
-from sightline.model.weights import LEARNED, checkpoints
+from sightline.model.weights import FINISHED, LEARNED, checkpoints
+from sightline.pointers import refuse_pointer
 from sightline.runtime import say
 
 DEPTH_KEY = "projector_depth"
@@ -226,7 +226,7 @@ def _places(source: Path) -> Iterator[Path]:
     """Where to look: a run holds its model in `hf`, XTuner's work folder checkpoints, its model folders `projector`."""
     yield source
     if source.is_dir():
-        yield source / "hf"
+        yield source / FINISHED
         yield source / "projector"
         yield source / LEARNED
         yield from reversed(checkpoints(source))

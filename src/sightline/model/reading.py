@@ -19,9 +19,9 @@ from torch import nn
 from transformers.utils import logging as transformers_logging
 
 from sightline.errors import ModelError, UserError, is_panic
-from sightline.files import refuse_pointer
 from sightline.model.hub import check_at_hand
-from sightline.model.weights import LEARNED, checkpoints
+from sightline.model.weights import FINISHED, LEARNED, checkpoints
+from sightline.pointers import refuse_pointer
 
 WHOLE = ("llava", "llava_next")
 """`model_type` of what is put together already."""
@@ -55,7 +55,7 @@ def _shown(key: str | tuple[str, Sequence[int], Sequence[int]]) -> str:
 
 def model_folder(path: str | Path) -> str | Path:
     """The folder of the finished model, where the path is a run; otherwise the path itself."""
-    finished = Path(path, "hf")
+    finished = Path(path, FINISHED)
     is_run = not Path(path, "config.json").is_file() and (finished / "config.json").is_file()
     return finished if is_run else path
 
@@ -130,8 +130,8 @@ def _check_index(folder: Path) -> None:
 
 
 def _of_a_run(folder: Path) -> str:
-    if (folder / "hf").is_dir():
-        return f"; the model of this run is in {folder / 'hf'}"
+    if (folder / FINISHED).is_dir():
+        return f"; the model of this run is in {folder / FINISHED}"
     if (folder / LEARNED).is_dir() or folder.name == LEARNED:
         return "; it holds only what a run has learned: make a whole model of it with sightline convert merge"
     if checkpoints(folder):

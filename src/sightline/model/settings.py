@@ -154,10 +154,14 @@ def check_tokenizer_settings(content: Mapping[str, Any], file: object) -> None:
         text = token.get("content") if isinstance(token, dict) else token
         if not isinstance(text, str) and token is not None:
             raise ModelError(f"{file} says {key}: {shown(token)}, which is no token; copy it again")
-    added = sum(len(content[key]) for key in ADDED if isinstance(content.get(key), dict | list))
-    if added > limits().added_tokens:
-        most = f"{limits().added_tokens:g} are taken, {remedy('added_tokens', added)}"
-        raise ModelError(f"{file} adds {added} tokens; at most {most}")
+    check_added(sum(len(content[key]) for key in ADDED if isinstance(content.get(key), dict | list)), file)
+
+
+def check_added(count: int, file: object) -> None:
+    """Raise ModelError where a file adds more tokens to a tokenizer than the limit allows."""
+    if count > limits().added_tokens:
+        most = f"{limits().added_tokens:g} are taken, {remedy('added_tokens', count)}"
+        raise ModelError(f"{file} adds {count} tokens; at most {most}")
 
 
 def check_pipeline(states: Mapping[str, bytes], name: object) -> None:

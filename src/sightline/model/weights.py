@@ -21,6 +21,9 @@ WEIGHTS, STATE, RECIPE = "weights.safetensors", "state.json", "recipe.yaml"
 LEARNED = "learned"
 """The folder of a run that holds what it has learned, and no more: to be put on the models that it began with."""
 
+FINISHED = "hf"
+"""The folder of a run that holds the finished model, as transformers reads it."""
+
 SAMPLED = 256
 """Numbers of each tensor that a fingerprint looks at."""
 

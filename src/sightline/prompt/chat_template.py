@@ -10,7 +10,7 @@ from typing import Any
 from sightline.child import Failed, in_child
 from sightline.errors import ModelError
 from sightline.limits import limits, remedy
-from sightline.prompt.paint import printable
+from sightline.terminal import printable
 from sightline.types import Message, Text
 
 Write = Callable[[Sequence[Message]], str]
@@ -51,7 +51,8 @@ def chat_template(tokenizer: Any) -> Iterator[Write]:
                     in_parts = _takes_parts(ask)
                 written: str = ask([_plain(message, in_parts) for message in messages])
             except Failed as error:
-                more = f" ({remedy(name, 10 * getattr(most, name))})" if (name := _bound(error)) else ""
+                name = f"template_{error.bound}"
+                more = f" ({remedy(name, 10 * getattr(most, name))})" if error.bound else ""
                 said = printable(shorten(str(error), 200, placeholder=" ..."))
                 raise Unrendered(f"it does not render: {said}{more}") from None
             return written
@@ -81,7 +82,3 @@ def _takes_parts(ask: Callable[[Any], Any]) -> bool:
             if error.bound:
                 raise
     return False
-
-
-def _bound(error: Failed) -> str | None:
-    return error.bound and f"template_{error.bound}"

@@ -20,9 +20,9 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 
 from sightline.connections import Refused, shown_url
 from sightline.errors import DataError
-from sightline.files import POINTER
 from sightline.limits import limits, remedy
 from sightline.network import fetch_bytes, of_image
+from sightline.pointers import POINTER
 from sightline.prompt.decoding import open_file, orientation, orientation_behind, to_rgb
 from sightline.types import ImageRef
 

@@ -6,8 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING
 
-from sightline.terminal import printable as printable  # for all who paint
-from sightline.terminal import printable_lines as printable_lines
+from sightline.terminal import printable_lines
 from sightline.types import IGNORE, IMAGE, Encoded
 
 if TYPE_CHECKING:

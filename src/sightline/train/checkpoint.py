@@ -18,6 +18,7 @@ from sightline.files import appearing, sweep
 from sightline.model.pickles import read_pickle
 from sightline.model.save import size_of
 from sightline.model.weights import (
+    FINISHED,
     LEARNED,
     PREFIX,
     RECIPE,
@@ -96,7 +97,7 @@ def save_learned(run: Path, checkpoint: Path) -> Path:
 
 def sweep_run(run: Path) -> None:
     """Remove the folders that a killed run was still writing."""
-    for pattern in (f"{PREFIX}*", "hf", LEARNED):
+    for pattern in (f"{PREFIX}*", FINISHED, LEARNED):
         sweep(run, pattern)
 
 
@@ -142,7 +143,7 @@ def find_state(run: Path, resume: str | None, recipe: Recipe) -> State | None:
         state = read_state(find_checkpoint(run if resume == "auto" else Path(resume)))
         check_recipe(state, recipe)
     if (state is None or not is_of(state, run)) and (
-        checkpoints(run) or any(os.path.lexists(run / name) for name in ("hf", LEARNED))
+        checkpoints(run) or any(os.path.lexists(run / name) for name in (FINISHED, LEARNED))
     ):
         how = "go on with --resume" if state is None else f"{state.folder} is not of it: leave that path out"
         raise CheckpointError(f"{run} already holds a run; {how}, or choose another --work-dir")

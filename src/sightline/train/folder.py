@@ -21,8 +21,9 @@ from sightline.runtime import rank, say
 from sightline.train.metrics import FILE as LOG
 
 WRITTEN = "written.jsonl"
-FACTS, BAD_ROWS, REPORT, RECIPE = "run.json", "bad_rows.jsonl", "report.html", "recipe.yaml"
-FOLDERS = ("hf", "learned")
+FACTS, BAD_ROWS, REPORT = "run.json", "bad_rows.jsonl", "report.html"
+FINISHED, LEARNED, RECIPE = "hf", "learned", "recipe.yaml"
+"""As in model/weights.py, which would import torch for every `--help`."""
 
 RECIPE_BESIDE = "recipe_of_run.yaml"
 """Where a run's recipe goes when the folder has a `recipe.yaml` of the user's."""
@@ -86,7 +87,7 @@ class RunFolder:
         """
         if checkpoint is not None:
             if not self._written:  # a run of a version that kept no list
-                for name in (LOG, FACTS, BAD_ROWS, REPORT, *FOLDERS):
+                for name in (LOG, FACTS, BAD_ROWS, REPORT, FINISHED, LEARNED):
                     self._keep(name)
                 if (checkpoint / RECIPE).is_file():
                     self._keep(RECIPE, _digest((checkpoint / RECIPE).read_bytes()))

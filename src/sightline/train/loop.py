@@ -23,6 +23,7 @@ from sightline.model.restore import restore
 from sightline.model.save import save
 from sightline.model.tune import Group, apply_tuning, quantize
 from sightline.model.weights import (
+    FINISHED,
     LEARNED,
     PREFIX,
     check_base,
@@ -219,8 +220,8 @@ def _finish(folder: RunFolder, last: Path, recipe: Recipe, vlm: VLM, dtype: torc
         say("the model is written with its own weights instead of the 4 bits of training: near to it, not equal")
         vlm = restore(last, recipe, dtype=dtype)
     merge_adapters(vlm.model)
-    folder.note("hf")
-    return save(vlm, folder.path / "hf", dtype=dtype, replace=True)
+    folder.note(FINISHED)
+    return save(vlm, folder.path / FINISHED, dtype=dtype, replace=True)
 
 
 def _recomputed(recipe: Recipe, dataset: Dataset, vlm: VLM, device: torch.device) -> int:
