@@ -11,7 +11,7 @@ from contextlib import suppress
 import pytest
 
 from sightline import connections
-from sightline.connections import Refused, is_own, refuse_url, shown_url
+from sightline.connections import Refused, is_private, refuse_url, shown_url
 from sightline.limits import Limits, use
 from sightline.network import Bounds, fetch_bytes, of_image, retry_after
 
@@ -145,7 +145,7 @@ def test_retry_after(value: str | None, seconds: float | None) -> None:
     ],
 )
 def test_addresses_of_the_own_network(address: str, own: bool) -> None:
-    assert is_own(address) is own
+    assert is_private(address) is own
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "2130706433", "0x7f.1"])
@@ -169,14 +169,14 @@ def test_the_address_that_is_judged_is_the_one_that_is_reached(server: Raw, monk
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", answers[len(asked) - 1])]
 
     monkeypatch.setattr(socket, "getaddrinfo", resolve)
-    monkeypatch.setattr(connections, "is_own", lambda address: address != "127.0.0.1")
+    monkeypatch.setattr(connections, "is_private", lambda address: address != "127.0.0.1")
     server.reply = says("200 OK\r\nContent-Length: 2", b"ok")
     assert fetch_bytes("http://changes-its-mind.example/a", ROWS) == b"ok"
     assert asked == ["changes-its-mind.example"], "resolved once: a second answer would be another address"
 
 
 def test_redirects_are_judged_like_first_addresses(server: Raw, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connections, "is_own", lambda address: address != "127.0.0.1")
+    monkeypatch.setattr(connections, "is_private", lambda address: address != "127.0.0.1")
     server.reply = says("302 Found\r\nLocation: http://127.0.0.2:1/secret\r\nContent-Length: 0")
     assert "127.0.0.2 in the own network" in refusal(server.url, ROWS)
 

@@ -54,14 +54,14 @@ def refuse_url(url: str) -> None:
         raise Refused("holds a user name or a password, which are not sent to servers")
 
 
-def is_own(address: str) -> bool:
+def is_private(address: str) -> bool:
     """Whether an IP address belongs to this machine or its network (loopback, link-local, private, ...)."""
     ip = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(ip, ipaddress.IPv6Address):
         inside = [ip.ipv4_mapped, ip.sixtofour, *(ip.teredo or ())]
         if ip in ipaddress.ip_network("64:ff9b::/96"):  # NAT64
             inside.append(ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF))
-        if any(each is not None and is_own(str(each)) for each in inside):
+        if any(each is not None and is_private(str(each)) for each in inside):
             return True
         if ip.ipv4_mapped is not None:
             return False
@@ -185,7 +185,7 @@ def _guarded(kind: Any, request: urllib.request.Request, private: bool, watch: W
 
 def _addresses(where: tuple[str, int], private: bool) -> list[Any]:
     found = socket.getaddrinfo(*where, type=socket.SOCK_STREAM)
-    allowed = [each for each in found if private or not is_own(str(each[4][0]))]
+    allowed = [each for each in found if private or not is_private(str(each[4][0]))]
     if found and not allowed:
         raise Refused(f"leads to {where[0]} in the own network, which rows may not ask; --private-network allows it")
     return allowed[:_ADDRESSES]
