@@ -157,7 +157,7 @@ def test_missing_tensorboard_is_said_before_anything_is_read(
     trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    with pytest.raises(MissingExtra, match=r"run\.tensorboard: true needs .*sightline\[tensorboard\]"):
+    with pytest.raises(MissingExtra, match=r"run\.tensorboard: true needs .*sightline-vlm\[tensorboard\]"):
         trained("run.tensorboard=true", "data.0.path=/nowhere.json", "model.llm=/nowhere")
     assert not (tmp_path / "run").exists()
 

@@ -262,5 +262,5 @@ def test_tensorboard_holds_the_same_numbers_and_forgets_cut_steps(tmp_path: Path
 
 def test_missing_tensorboard_is_named_with_its_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    with pytest.raises(MissingExtra, match=r"run\.tensorboard: true needs .*sightline\[tensorboard\]"):
+    with pytest.raises(MissingExtra, match=r"run\.tensorboard: true needs .*sightline-vlm\[tensorboard\]"):
         Log(tmp_path, num_steps=1, tensorboard=True, console=plain()).__enter__()
