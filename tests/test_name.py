@@ -7,7 +7,7 @@ import subprocess
 import tomllib
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).resolve().parents[1]
 OTHER = re.compile(r"pip install[^\n]*[ '\"]sightline(?!-vlm)(?![\w/.])")
 
 
@@ -20,7 +20,8 @@ def test_the_distribution_is_called_sightline_vlm() -> None:
 def test_no_text_installs_the_other_one() -> None:
     files = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False).stdout
     texts = [ROOT / name for name in files.split("\0") if name.endswith((".md", ".py", ".toml", ".yaml", ".txt"))]
-    texts = texts or [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "src").rglob("*.py")]
+    texts = texts or [*ROOT.glob("*.md"), *ROOT.glob("tests/*.py"), *(ROOT / "src").rglob("*.py")]
+    texts.remove(Path(__file__).resolve())
     assert [path for path in texts if OTHER.search(path.read_text(encoding="utf-8"))] == []
     for text, found in {
         "pip install " + "'sightline[gguf]'": True,

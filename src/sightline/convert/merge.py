@@ -51,12 +51,12 @@ def merge(
     """
     adapter = located(adapter)
     settings = adapter_config(adapter)
-    if verify:
-        check_for_peft(adapter)
     family = None if is_clip else made_of(base)
     with reading(base):
         folder = fetched(base, weights=True)
     config = None if family else open_config(folder)
+    if verify:
+        check_for_peft(adapter)
     own = _own_names(config, is_clip)
     tensors = {own(name): tensor for name, tensor in in_folder(folder).items()}
     tied = _tied(config, is_clip) if config is not None else None
