@@ -286,3 +286,15 @@ def test_a_file_without_a_name(tmp_path: Path) -> None:
     archive.write_bytes(archive.read_bytes().replace(b"x", b"\0"))
     with pytest.raises(DataError, match="holds a file without a name"):
         unpack(archive, tmp_path / "images")
+
+
+def test_what_stands_in_the_place_of_a_name_is_not_quoted_whole(tmp_path: Path) -> None:
+    archive = tmp_path / "a.zip"
+    with zipfile.ZipFile(archive, "w") as packed:
+        packed.writestr("set/a.jpg", b"x" * 60_000)
+    content = bytearray(archive.read_bytes())
+    content[26:28] = (50_000).to_bytes(2, "little")  # the length of the name, in the header of the file
+    archive.write_bytes(content)
+    with pytest.raises(DataError, match="is damaged") as error:
+        unpack(archive, tmp_path / "place")
+    assert len(str(error.value)) < 500 + len(str(archive))

@@ -96,7 +96,8 @@ def _explained(error: Exception, archive: Path, place: Path) -> Exception:
     # zipfile raises NotImplementedError for a way of compression that it does not know, which damage looks like.
     damaged = (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, NotImplementedError)
     if isinstance(error, damaged) or (isinstance(error, OSError) and error.errno is None):  # gzip gives no number
-        return DataError(f"{archive} is damaged ({error}); delete it and fetch it again")
+        said = str(error)[:200]  # zipfile quotes what stands where a name should be, which may be all of the file
+        return DataError(f"{archive} is damaged ({said}); delete it and fetch it again")
     if isinstance(error, OSError):
         return DataError(f"{archive} cannot be unpacked into {place}: {error}")
     return error
